@@ -1,0 +1,110 @@
+"""Merging: one model from the proxies' weights (paper, section 3.2, equation 2)."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+from tqdm.auto import tqdm
+
+from uniego_utils.manifests import MergeConfig
+
+Weights = dict[str, Tensor]  # a state dict
+
+
+def merge_weights(proxies: list[Weights], alpha: Tensor) -> Weights:
+    """The convex combination sum_r alpha_r theta_r, of parameters and running statistics alike.
+
+    Args:
+        proxies: R state dicts with the same names and shapes. Integer entries (counters) are the first's.
+        alpha: (R,) non-negative, summing to one.
+
+    Raises:
+        ValueError: alpha is not on the simplex, or the proxies are of different architectures.
+    """
+    if alpha.shape != (len(proxies),) or (alpha < 0).any() or not torch.isclose(alpha.sum(), torch.ones(())):
+        raise ValueError(
+            f"{len(proxies)} proxies need as many weights >= 0 that sum to 1, got {alpha.tolist()}"
+        )
+    first = proxies[0]
+    for other in proxies[1:]:
+        if {n: v.shape for n, v in other.items()} != {n: v.shape for n, v in first.items()}:
+            raise ValueError("proxies differ in architecture; merge proxies of one backbone and size")
+    return {
+        name: sum(a * proxy[name] for a, proxy in zip(alpha, proxies, strict=True))
+        if value.is_floating_point()
+        else value
+        for name, value in first.items()
+    }
+
+
+def learn_alpha(
+    model: nn.Module,
+    proxies: list[Weights],
+    batches: Callable[[int], Iterable[dict]],
+    config: MergeConfig,
+    device: torch.device,
+    progress: bool = True,
+) -> tuple[Tensor, list[dict]]:
+    """Minimise the merged model's cross-entropy over alpha on the simplex (equation 2), with Adam.
+
+    By the chain rule dL/dalpha_r = <theta_r, dL/dtheta>: one forward and backward pass of a single merged
+    model and one matrix-vector product over the stacked proxies, with no graph through the blend.
+
+    Args:
+        model: a backbone of the proxies' architecture; its weights are overwritten.
+        proxies: R state dicts.
+        batches: epoch -> batches of the train split.
+
+    Returns:
+        alpha (R,) and one record per epoch with the mean loss and alpha.
+    """
+    model.to(device).eval()  # frozen running statistics and no dropout: L is a function of alpha alone
+    parameters = dict(model.named_parameters())
+    stacked = torch.stack([_flat(proxy[name] for name in parameters) for proxy in proxies]).to(
+        device
+    )  # (R, P)
+    buffers = [name for name, value in model.named_buffers() if value.is_floating_point()]
+    stacked_buffers = {name: torch.stack([proxy[name] for proxy in proxies]).to(device) for name in buffers}
+
+    raw = torch.zeros(len(proxies), device=device, requires_grad=True)  # alpha = softmax(raw): starts uniform
+    optimizer = torch.optim.Adam([raw], config.lr, weight_decay=config.weight_decay)
+    history = []
+    for epoch in range(config.epochs):
+        total, clips = 0.0, 0
+        for batch in tqdm(batches(epoch), f"merge epoch {epoch + 1}", disable=not progress, leave=False):
+            alpha = raw.softmax(0)
+            _load_flat(parameters.values(), alpha.detach() @ stacked)
+            for name in buffers:
+                model.get_buffer(name).copy_(torch.tensordot(alpha.detach(), stacked_buffers[name], 1))
+            model.zero_grad()
+            logits = model(batch["clips"].to(device))[1]
+            loss = F.cross_entropy(logits.float(), batch["labels"].to(device))
+            loss.backward()
+            slope = stacked @ _flat(parameter.grad for parameter in parameters.values())  # dL/dalpha, (R,)
+            optimizer.zero_grad()
+            alpha.backward(slope)  # through the softmax
+            optimizer.step()
+            total, clips = total + loss.item() * len(logits), clips + len(logits)
+        alpha = raw.detach().softmax(0).cpu()
+        history.append({"epoch": epoch + 1, "loss": total / clips, "alpha": alpha.tolist()})
+    return alpha, history
+
+
+def reestimate_statistics(model: nn.Module, batches: Iterable[dict], device: torch.device) -> None:
+    """BatchNorm's running statistics, measured anew: a combination of the proxies' is not the merged model's."""
+    update_bn((batch["clips"] for batch in batches), model.to(device), device)
+    model.eval()
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@torch.no_grad()
+def _load_flat(parameters: Iterable[nn.Parameter], values: Tensor) -> None:
+    first = 0
+    for parameter in parameters:
+        parameter.copy_(values[first : first + parameter.numel()].view_as(parameter))
+        first += parameter.numel()

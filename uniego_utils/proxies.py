@@ -1,0 +1,101 @@
+"""Level I: one proxy per teacher, the ego baseline, and naive multi-teacher distillation (paper, section 3.1)."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from uniego_utils.backbones.timesformer import imagenet_weights, inflate
+from uniego_utils.features import read_features, standardise
+from uniego_utils.objectives import Classification, TeacherDistillation
+from uniego_utils.runs import digest
+from uniego_utils.stage import Stage
+from uniego_utils.students import describe_training, load_student, train_students
+from uniego_utils.training import Learner
+
+BASELINE = "none"  # the student without a teacher
+NAIVE = "all"  # the student of all teachers at once
+EACH = "each"  # every proxy, the baseline and the naive student, in one pass over the data
+START = "start"  # the common start of all students of a seed
+
+
+def student_names(teacher: str, teachers: Iterable[str]) -> list[str]:
+    """The students that the notebook parameter `teacher` asks for; an unknown one is an error."""
+    everyone = [*teachers, BASELINE, NAIVE]
+    if teacher == EACH:
+        return everyone
+    if teacher not in everyone:
+        raise ValueError(f"unknown teacher {teacher!r}; choose one of {', '.join([*everyone, EACH])}")
+    return [teacher]
+
+
+def teacher_targets(stage: Stage, keys: Iterable[str]) -> dict[str, Tensor]:
+    """Train-split features (N, D_r) of the teachers, standardised if the card says so."""
+    manifest = stage.manifest("train")
+    targets = {}
+    for key in keys:
+        path = stage.outputs / "01_teacher_extraction" / key / "train.safetensors"
+        features = read_features(path, manifest, stage.card.teacher(key).width)
+        targets[key] = standardise(features) if stage.method.standardise else features
+    return targets
+
+
+def common_start(stage: Stage) -> dict[str, Tensor]:
+    """Weights from which all students of a seed start; merging presupposes that they share it.
+
+    The paper's is an ImageNet ViT, inflated. Where the preset has a `start`, the backbone is instead trained
+    on the ego clips' labels for that long, once.
+    """
+    backbone = stage.backbone()
+    config = stage.preset.start
+    if config is None:
+        inflate(backbone, imagenet_weights())
+        return backbone.state_dict()
+    folder = stage.folder("02_proxy")
+    learner = Learner(backbone, Classification(config.label_smoothing))
+    train_students(
+        stage, {START: learner}, {START: describe_training(stage, config, None)}, config, folder, START
+    )
+    return load_student(folder / START, "run notebook 02_proxy")
+
+
+def level_one_objective(stage: Stage, name: str, targets: dict[str, Tensor], width: int) -> Classification:
+    """What a student of Level I minimises: equation 1 for its teacher, all teachers, or labels alone."""
+    smoothing = stage.preset.proxy.label_smoothing
+    if name == BASELINE:
+        return Classification(smoothing)
+    own = targets if name == NAIVE else {name: targets[name]}
+    torch.manual_seed(stage.seed)  # a projection's start does not depend on which other students are trained
+    return TeacherDistillation(own, width, stage.method, stage.recipe, smoothing)
+
+
+def train_proxies(stage: Stage, teacher: str) -> Path:
+    """Train the students that `teacher` asks for (a key, `none`, `all` or `each`) in one pass over the data.
+
+    Returns:
+        The folder that holds one run folder per student.
+    """
+    names = student_names(teacher, stage.card.teachers)
+    keys = list(stage.card.teachers) if NAIVE in names else [name for name in names if name != BASELINE]
+    targets = teacher_targets(stage, keys)  # refused before any training, if something is wrong with them
+    start = common_start(stage)
+    learners, configs = {}, {}
+    for name in names:
+        backbone = stage.backbone()
+        backbone.load_state_dict(start)
+        objective = level_one_objective(stage, name, targets, backbone.feature_width)
+        learners[name] = Learner(backbone, objective)
+        own = list(targets) if name == NAIVE else [key for key in targets if key == name]
+        configs[name] = describe_training(
+            stage,
+            stage.preset.proxy,
+            start,
+            recipe=stage.recipe_name,
+            lambda_feat=stage.method.lambda_feat,
+            lambda_cls=stage.method.lambda_cls,
+            teachers={key: digest(targets[key].numpy().tobytes()) for key in own},
+        )
+    folder = stage.folder("02_proxy")
+    train_students(stage, learners, configs, stage.preset.proxy, folder, teacher)
+    return folder

@@ -1,0 +1,49 @@
+"""Where the paper's text and the official release differ: two recipes, side by side."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One reading of the method. Numbers the card already has are None here unless a reading overrides them."""
+
+    projects_teacher: (
+        bool  # Level I: the teacher is projected to the student's width, or the student to the teacher's
+    )
+    level1_weight: float | None  # weight of the cosine term in Level I; None: the card's lambda_feat
+    spd_projection: bool  # Level II: a further linear layer on the student before the cosine
+    spd_better_than_student: bool  # distil only from proxies whose cross-entropy is below the student's own
+    spd_ce_ceiling: float | None  # a proxy with a higher cross-entropy is no candidate
+    spd_average_all: bool  # average over all clips of a batch (equation 6), or over the distilled ones
+    merge_lr: float | None  # Adam's rate for the merge; None: the card's
+    merge_weight_decay: float | None
+
+
+PAPER = Recipe(
+    projects_teacher=True,
+    level1_weight=None,
+    spd_projection=False,
+    spd_better_than_student=False,
+    spd_ce_ceiling=None,
+    spd_average_all=True,
+    merge_lr=None,
+    merge_weight_decay=None,
+)
+RELEASED = Recipe(
+    projects_teacher=False,
+    level1_weight=1.0,
+    spd_projection=True,
+    spd_better_than_student=True,
+    spd_ce_ceiling=4.0,
+    spd_average_all=False,
+    merge_lr=0.01,
+    merge_weight_decay=0.0,
+)
+RECIPES = {"paper": PAPER, "released": RELEASED}
+
+
+def recipe_called(name: str) -> Recipe:
+    """The recipe called `name`; an unknown one is an error that lists the valid ones."""
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,137 @@
+"""What every notebook opens first: card, preset, recipe, paths and device, with all parameters checked."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from uniego_utils.backbones import create_backbone
+from uniego_utils.manifests import PROJECT, Card, Manifest, MethodCard, Preset, load_card, load_manifest
+from uniego_utils.recipes import Recipe, recipe_called
+from uniego_utils.runs import run_name
+from uniego_utils.video import ClipDataset
+
+LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
+JUPYTER_NAMES = {"In", "Out"}  # plain containers that IPython keeps in a notebook's namespace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook's view of the experiment; paths are absolute."""
+
+    card: Card
+    preset: Preset
+    method: MethodCard  # the card's, with the preset's changes
+    recipe: Recipe
+    recipe_name: str
+    seed: int
+    data_root: Path  # clips and manifests
+    outputs: Path  # outputs/<dataset>
+    device: torch.device
+    interactive: bool
+
+    def manifest(self, split: str) -> Manifest:
+        """The clips of a split, validated."""
+        if split not in self.card.splits:
+            raise ValueError(
+                f"{self.card.name} has no split {split!r}; choose one of {', '.join(self.card.splits)}"
+            )
+        return load_manifest(self.data_root / f"{split}.csv", self.card.classes, self.data_root)
+
+    def clips(self, split: str, view: str = "ego", progress: bool = True) -> ClipDataset:
+        """Clips of a split from one view, decoded into memory where the card says so."""
+        dataset = ClipDataset(self.manifest(split), view, self.preset.video)
+        return dataset.preload(progress) if self.preset.video.cache else dataset
+
+    def backbone(self) -> nn.Module:
+        """A student with random weights, drawn from this stage's seed."""
+        torch.manual_seed(self.seed)
+        video = self.preset.video
+        classes = len(self.card.classes)
+        return create_backbone(
+            self.preset.backbone, classes, video.num_frames, video.image_size, self.preset.size
+        )
+
+    def folder(self, notebook: str, **changed: object) -> Path:
+        """Run folder of a notebook for this stage's seed, recipe and backbone, e.g. `02_proxy/seed0`."""
+        recipe = None if self.recipe_name == "paper" else self.recipe_name
+        usual = self.card.presets[next(iter(self.card.presets))].backbone
+        backbone = None if self.preset.backbone == usual else self.preset.backbone
+        return self.outputs / notebook / run_name(self.seed, recipe=recipe, backbone=backbone, **changed)
+
+
+def open_stage(
+    names: Mapping[str, object],
+    *,
+    dataset: str,
+    preset: str,
+    seed: int,
+    outputs: str,
+    data_root: str = "",
+    backbone: str = "",
+    recipe: str = "paper",
+    interactive: bool = False,
+    **own: object,
+) -> Stage:
+    """Check a notebook's parameters and open its stage.
+
+    Args:
+        names: the notebook's `globals()`. papermill only warns about a parameter that a notebook doesn't have,
+            so any plain value in them that was not passed on here is refused.
+        dataset: a card in `data_manifests/`.
+        preset: a preset of that card.
+        outputs: where everything is written; a relative path is meant from the project's folder.
+        data_root: where clips and manifests lie; empty for `<outputs>/<dataset>/00_data`.
+        backbone: empty for the preset's.
+        own: the notebook's own parameters, listed in the error about unknown ones.
+
+    Raises:
+        ValueError: an unknown parameter, dataset, preset or recipe; the message lists the valid ones.
+        TypeError: a parameter of another type than its default.
+    """
+    given = dict(
+        dataset=dataset,
+        preset=preset,
+        seed=seed,
+        outputs=outputs,
+        data_root=data_root,
+        backbone=backbone,
+        recipe=recipe,
+        interactive=interactive,
+    )
+    expected = dict.fromkeys(("dataset", "preset", "outputs", "data_root", "backbone", "recipe"), str)
+    for name, kind in {**expected, "seed": int, "interactive": bool}.items():
+        if type(given[name]) is not kind:
+            raise TypeError(f"parameter {name} should be {kind.__name__}, got {given[name]!r}")
+    plain = {
+        name for name, value in names.items() if not name.startswith("_") and isinstance(value, LITERALS)
+    }
+    if unknown := plain - given.keys() - own.keys() - JUPYTER_NAMES:
+        valid = ", ".join([*given, *own])
+        raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; this notebook takes {valid}")
+
+    card = load_card(dataset)
+    chosen = card.preset(preset)
+    if backbone:
+        chosen = replace(chosen, backbone=backbone)
+    folder = project_path(outputs) / dataset
+    return Stage(
+        card=card,
+        preset=chosen,
+        method=replace(card.method, **chosen.method),
+        recipe=recipe_called(recipe),
+        recipe_name=recipe,
+        seed=seed,
+        data_root=project_path(data_root) if data_root else folder / "00_data",
+        outputs=folder,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        interactive=interactive,
+    )
+
+
+def project_path(path: str) -> Path:
+    """An absolute path as it is; a relative one from the project's folder, whatever the working folder."""
+    return Path(os.path.normpath(PROJECT / Path(path).expanduser()))

@@ -1,0 +1,124 @@
+"""Students: trained side by side in one pass over the data, each with a run folder of its own.
+
+A student's folder holds `model.safetensors` (the backbone), `objective.safetensors` (its projections, if any),
+`outputs.safetensors` (features and logits of every split), `history.jsonl` and `metrics.json`.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from uniego_utils.manifests import TrainConfig
+from uniego_utils.runs import digest, finish_run, read_tensors, require_finished, start_run, write_tensors
+from uniego_utils.stage import Stage
+from uniego_utils.training import Learner, fit, predict, score, write_history
+from uniego_utils.video import ClipDataset, loader
+
+EVALUATION_BATCH = 64
+SPLITS = ("train", "val", "test")
+
+
+def load_student(folder: Path, cure: str) -> dict[str, Tensor]:
+    """Backbone weights of a finished student; otherwise an error with the cure."""
+    return read_tensors(require_finished(folder, cure) / "model.safetensors")
+
+
+def load_outputs(folder: Path, split: str, cure: str) -> dict[str, Tensor]:
+    """`features` (N, D) and `logits` (N, C) of a finished student on a split, in manifest order."""
+    tensors = read_tensors(require_finished(folder, cure) / "outputs.safetensors")
+    return {name: tensors[f"{split}_{name}"] for name in ("features", "logits")}
+
+
+def describe_training(
+    stage: Stage, config: TrainConfig, start: dict[str, Tensor] | None, **inputs: object
+) -> dict:
+    """What decides a student's weights, for its `config.json`: numbers and digests of what it was made from."""
+    weights = b"" if start is None else b"".join(start[name].numpy().tobytes() for name in sorted(start))
+    return {
+        "dataset": stage.card.name,
+        "seed": stage.seed,
+        "backbone": [stage.preset.backbone, stage.preset.size],
+        "video": {
+            key: value for key, value in asdict(stage.preset.video).items() if key not in ("cache", "workers")
+        },
+        "train": asdict(config),
+        "manifest": stage.manifest("train").digest,
+        "start": digest(weights),
+        **inputs,
+    }
+
+
+def train_students(
+    stage: Stage,
+    learners: dict[str, Learner],
+    configs: dict[str, dict],
+    config: TrainConfig,
+    folder: Path,
+    pass_name: str,
+) -> None:
+    """Train the learners in one pass over the ego clips and write `<folder>/<name>/` for each.
+
+    Students that are finished with the same config are reused; an interrupted pass resumes from its last epoch.
+
+    Args:
+        learners: by name, at their starts.
+        configs: by name, from `describe_training`.
+        pass_name: names the pass's checkpoint in `folder`.
+    """
+    todo = {
+        name: learner for name, learner in learners.items() if not start_run(folder / name, configs[name])
+    }
+    if not todo:
+        print(f"{folder.name}: {', '.join(learners)} finished before, reused")
+        return
+    clips = {split: stage.clips(split) for split in SPLITS}
+    for dataset in clips.values():
+        if dataset.cached is not None:
+            print(dataset.throughput)
+    labels = {split: torch.tensor(dataset.labels) for split, dataset in clips.items()}
+
+    def look(model: nn.Module) -> dict[str, float]:
+        logits = predict(model, loader(clips["val"], EVALUATION_BATCH), stage.device, config.bf16)["logits"]
+        return {f"val_{name}": value for name, value in score(logits, labels["val"]).items()}
+
+    checkpoint = folder / f"{pass_name}.checkpoint.safetensors"
+    history = fit(
+        todo,
+        lambda epoch: loader(clips["train"], config.batch_size, stage.seed, epoch),
+        config,
+        stage.seed,
+        checkpoint,
+        stage.device,
+        look,
+        describe=pass_name,
+    )
+    for name, learner in todo.items():
+        write_history(folder / name, history[name])
+        finish_student(folder / name, learner, clips, labels, stage.device, config.bf16)
+    checkpoint.unlink(missing_ok=True)
+
+
+def finish_student(
+    folder: Path,
+    learner: Learner,
+    clips: dict[str, ClipDataset],
+    labels: dict[str, Tensor],
+    device: torch.device,
+    bf16: bool = False,
+) -> dict[str, float]:
+    """Write a student's weights, its outputs on every split and its scores, then the finished marker."""
+    outputs, metrics = {}, {}
+    for split, dataset in clips.items():
+        predicted = predict(learner.model, loader(dataset, EVALUATION_BATCH), device, bf16)
+        outputs |= {f"{split}_{name}": value for name, value in predicted.items()}
+        metrics |= {
+            f"{split}_{name}": value for name, value in score(predicted["logits"], labels[split]).items()
+        }
+    write_tensors(folder / "model.safetensors", learner.model.state_dict())
+    if projections := learner.objective.state_dict():
+        write_tensors(folder / "objective.safetensors", projections)
+    write_tensors(folder / "outputs.safetensors", outputs)
+    finish_run(folder, metrics)
+    return metrics

@@ -1,0 +1,233 @@
+"""The training loop of every stage: several learners may share one pass over the data.
+
+A learner is a model with its objective. Learners that share a pass see the very same batches and the same
+dropout draws, so training them together or alone gives the same weights, and comparisons are paired.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from uniego_utils.manifests import TrainConfig
+from uniego_utils.runs import read_json, read_notes, read_tensors, write_tensors, write_text
+
+Batches = Callable[[int], Iterable[dict]]  # epoch -> its batches
+
+
+@dataclass
+class Learner:
+    """A student in training: `model(clips)` gives (features, logits), `objective` turns them into losses."""
+
+    model: nn.Module
+    objective: nn.Module
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained: the model and the objective's projections."""
+        return [*self.model.parameters(), *self.objective.parameters()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state by name, for checkpoints."""
+        return nn.ModuleDict({"model": self.model, "objective": self.objective}).state_dict()
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors()` gave."""
+        nn.ModuleDict({"model": self.model, "objective": self.objective}).load_state_dict(tensors)
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The rate at a step: warm-up, then milestones (per epoch) or cosine (per step)."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    rate = config.lr * min(1.0, (step + 1) / max(warmup, 1))
+    if config.cosine:
+        return rate * (0.5 + 0.5 * math.cos(math.pi * step / (config.epochs * steps_per_epoch)))
+    epoch = step // steps_per_epoch + 1
+    return rate * 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
+
+
+def create_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with momentum (the paper's) or AdamW."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+    raise ValueError(f"unknown optimizer {config.optimizer!r}; choose sgd or adamw")
+
+
+def fit(
+    learners: dict[str, Learner],
+    batches: Batches,
+    config: TrainConfig,
+    seed: int,
+    checkpoint: Path,
+    device: torch.device,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    describe: str = "train",
+    progress: bool = True,
+) -> dict[str, list[dict]]:
+    """Train all learners in one pass over the data; resume from `checkpoint` if there is one.
+
+    Args:
+        learners: by name; trained in place, left in eval mode.
+        batches: epoch (from 0) -> batches with `clips`, `labels` and `rows`; must depend on the epoch alone,
+            so that a resumed run sees what an uninterrupted one would have seen.
+        config: epochs, optimiser, schedule.
+        seed: of dropout and the like; the same draws for every learner.
+        checkpoint: file written after every epoch and removed by the caller once results are saved.
+        evaluate: model -> named numbers, e.g. on the validation split; looked at, never used to choose.
+
+    Returns:
+        Per learner one record per epoch: mean losses, learning rate, seconds, evaluation.
+
+    Raises:
+        FloatingPointError: a loss stopped being finite; names learner, epoch and batch.
+    """
+    forward = {}
+    for name, learner in learners.items():
+        learner.model.to(device)
+        learner.objective.to(device)
+        forward[name] = torch.compile(learner.model) if config.compile else learner.model
+    optimizers = {name: create_optimizer(learner.parameters, config) for name, learner in learners.items()}
+    history: dict[str, list[dict]] = {name: [] for name in learners}
+    first = _resume(checkpoint, learners, optimizers, history, device)
+
+    bar = tqdm(
+        total=config.epochs, initial=first, desc=describe, unit="epoch", disable=not progress, leave=False
+    )
+    for epoch in range(first, config.epochs):
+        started = time.perf_counter()
+        for learner in learners.values():
+            learner.model.train()
+            learner.objective.train()
+        sums: dict[str, dict[str, Tensor]] = {name: {} for name in learners}
+        clips_seen = 0
+        epoch_batches = batches(epoch)
+        for number, batch in enumerate(epoch_batches):
+            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            step = epoch * len(epoch_batches) + number
+            rate = learning_rate(config, step, len(epoch_batches))
+            for name, learner in learners.items():
+                torch.manual_seed(seed * 1_000_003 + step)  # equal draws for all learners; exact resume
+                for group in optimizers[name].param_groups:
+                    group["lr"] = rate
+                with _autocast(device, config.bf16):
+                    features, logits = forward[name](batch["clips"])
+                losses = learner.objective(features.float(), logits.float(), batch)
+                optimizers[name].zero_grad()
+                losses["loss"].backward()
+                if config.grad_clip is not None:
+                    nn.utils.clip_grad_norm_(learner.parameters, config.grad_clip)
+                optimizers[name].step()
+                for part, value in losses.items():  # summed on the device: no wait per step
+                    before = sums[name].get(part, 0.0)
+                    sums[name][part] = before + value.detach() * len(batch["labels"])
+            clips_seen += len(batch["labels"])
+
+        look = evaluate is not None and ((epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs)
+        for name, learner in learners.items():
+            means = {part: (value / clips_seen).item() for part, value in sums[name].items()}
+            if not all(map(math.isfinite, means.values())):
+                raise FloatingPointError(
+                    f"{name}: losses {means} in epoch {epoch + 1}; lower the learning rate"
+                )
+            learner.model.eval()
+            learner.objective.eval()
+            looked = evaluate(learner.model) if look else {}
+            history[name].append({"epoch": epoch + 1, "lr": rate, **means, **looked})
+        seconds = (time.perf_counter() - started) / len(learners)
+        for records in history.values():
+            records[-1]["seconds"] = round(seconds, 3)
+        _save(checkpoint, learners, optimizers, history)
+        bar.update()
+        bar.set_postfix({name: f"{records[-1]['loss']:.3f}" for name, records in list(history.items())[:3]})
+    bar.close()
+    return history
+
+
+def _autocast(device: torch.device, bf16: bool):  # noqa: ANN202 - a context manager either way
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def _save(checkpoint: Path, learners: dict, optimizers: dict, history: dict) -> None:
+    tensors = {}
+    for name, learner in learners.items():
+        tensors |= {f"{name}|learner|{key}": value for key, value in learner.tensors().items()}
+        for number, state in optimizers[name].state_dict()["state"].items():
+            tensors |= {
+                f"{name}|optimizer|{number}|{key}": value for key, value in state.items() if value is not None
+            }
+    # shared storage is refused by safetensors, and a view would save its whole base: clone what is shared
+    write_tensors(checkpoint, tensors, {"history": json.dumps(history)})
+
+
+def _resume(checkpoint: Path, learners: dict, optimizers: dict, history: dict, device: torch.device) -> int:
+    """Load a checkpoint into everything given; the number of finished epochs, 0 without a checkpoint."""
+    if not checkpoint.is_file():
+        return 0
+    recorded = json.loads(read_notes(checkpoint)["history"])
+    if recorded.keys() != learners.keys():
+        raise ValueError(
+            f"{checkpoint} holds {', '.join(recorded)}, not {', '.join(learners)}; delete it to start anew"
+        )
+    tensors = read_tensors(checkpoint)
+    for name, learner in learners.items():
+        start = f"{name}|learner|"
+        learner.load(
+            {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            owner, kind, *rest = key.split("|")
+            if (owner, kind) == (name, "optimizer"):
+                state.setdefault(int(rest[0]), {})[rest[1]] = value
+        current = optimizers[name].state_dict()
+        optimizers[name].load_state_dict({"state": state, "param_groups": current["param_groups"]})
+        history[name] = recorded[name]
+    return len(next(iter(history.values())))
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, batches: Iterable[dict], device: torch.device, bf16: bool = False
+) -> dict[str, Tensor]:
+    """Features (N, D) and logits (N, C) of all clips, in manifest order, on the CPU in float32."""
+    model.to(device).eval()
+    features, logits = [], []
+    for batch in batches:
+        with _autocast(device, bf16):
+            feature, logit = model(batch["clips"].to(device, non_blocking=True))
+        features.append(feature.float().cpu())
+        logits.append(logit.float().cpu())
+    return {"features": torch.cat(features), "logits": torch.cat(logits)}
+
+
+def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 accuracy in percent and negative log-likelihood in nats, over (N, C) logits."""
+    return {
+        "top1": 100 * (logits.argmax(-1) == labels).float().mean().item(),
+        "nll": F.cross_entropy(logits, labels).item(),
+    }
+
+
+def write_history(folder: Path, records: list[dict]) -> None:
+    """One JSON line per epoch in `history.jsonl`."""
+    write_text(folder / "history.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_history(folder: Path) -> list[dict]:
+    """The records of a run's `history.jsonl`."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def read_metrics(folder: Path) -> dict:
+    """The numbers of a finished run."""
+    return read_json(folder / "metrics.json")
