@@ -1,6 +1,8 @@
 """Merging: one model from the proxies' weights (paper, section 3.2, equation 2)."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,15 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from uniego_utils.manifests import MergeConfig
+from uniego_utils.objectives import Classification
+from uniego_utils.runs import digest, start_run, write_json
+from uniego_utils.stage import Stage
+from uniego_utils.students import EVALUATION_BATCH, SPLITS, finish_student, load_student
+from uniego_utils.training import Learner, read_metrics, write_history
+from uniego_utils.video import loader
 
 Weights = dict[str, Tensor]  # a state dict
+STARTS = ("merged", "average", "best")  # learned coefficients, uniform ones, the proxy best on validation clips
 
 
 def merge_weights(proxies: list[Weights], alpha: Tensor) -> Weights:
@@ -96,6 +105,48 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[dict], device: tor
     """BatchNorm's running statistics, measured anew: a combination of the proxies' is not the merged model's."""
     update_bn((batch["clips"] for batch in batches), model.to(device), device)
     model.eval()
+
+
+def merge_proxies(stage: Stage) -> Path:
+    """Merge a seed's proxies into three starts for Level II and score each.
+
+    Returns:
+        The folder that holds one run folder per name in `STARTS`, each with `alpha.json` (teacher -> coefficient).
+    """
+    keys, proxies_folder = list(stage.card.teachers), stage.folder("02_proxy")
+    cure = "run notebook 02_proxy with teacher = each"
+    proxies = [load_student(proxies_folder / key, cure) for key in keys]
+    config = stage.preset.merge
+    if stage.recipe.merge_lr is not None:
+        config = replace(config, lr=stage.recipe.merge_lr, weight_decay=stage.recipe.merge_weight_decay)
+    digests = {key: digest(proxies_folder / key / "model.safetensors") for key in keys}
+    described = {"seed": stage.seed, "proxies": digests}
+    configs = {name: described | {"start": name} for name in STARTS}
+    configs["merged"]["merge"] = asdict(config)
+
+    folder = stage.folder("03_merging")
+    todo = [name for name in STARTS if not start_run(folder / name, configs[name])]
+    if not todo:
+        print(f"{folder.name}: {', '.join(STARTS)} finished before, reused")
+        return folder
+    clips = {split: stage.clips(split) for split in SPLITS}
+    labels = {split: torch.tensor(dataset.labels) for split, dataset in clips.items()}
+    accuracy = [read_metrics(proxies_folder / key)["val_top1"] for key in keys]
+    for name in todo:
+        model = stage.backbone()
+        alpha = torch.full((len(keys),), 1 / len(keys))
+        if name == "best":
+            alpha = F.one_hot(torch.tensor(accuracy).argmax(), len(keys)).float()
+        if name == "merged":
+            batches = lambda epoch: loader(clips["train"], config.batch_size, stage.seed, epoch)  # noqa: E731
+            alpha, history = learn_alpha(model, proxies, batches, config, stage.device)
+            write_history(folder / name, history)
+        model.load_state_dict(merge_weights(proxies, alpha))
+        if name != "best":  # a single proxy keeps the statistics it was trained with
+            reestimate_statistics(model, loader(clips["train"], EVALUATION_BATCH), stage.device)
+        write_json(folder / name / "alpha.json", dict(zip(keys, alpha.tolist(), strict=True)))
+        finish_student(folder / name, Learner(model, Classification()), clips, labels, stage.device)
+    return folder
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -52,7 +52,7 @@ def select_proxies(proxy_logits: Tensor, labels: Tensor, k: int, ce_ceiling: flo
     candidate = proxy_logits.argmax(-1) == targets
     if ce_ceiling is not None:
         candidate &= loss <= ce_ceiling
-    order = loss.masked_fill(~candidate, torch.inf).argsort(1, stable=True)
+    order = loss.masked_fill(~candidate, torch.inf).argsort(dim=1, stable=True)
     selected = torch.zeros_like(candidate).scatter_(1, order[:, :k], True)
     return selected & candidate
 

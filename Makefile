@@ -1,0 +1,53 @@
+# Every target sets up .venv by itself, once: the stamp .venv/ready says that it is complete.
+PYTHON ?= python3
+DATASET ?= mocap
+PRESET ?= small
+SEEDS ?= 0
+PROFILE ?= default
+OUTPUTS ?= outputs
+
+BIN := .venv/bin
+empty :=
+comma := ,
+SEED_LIST = [$(subst $(empty) $(empty),$(comma),$(strip $(SEEDS)))]
+
+.PHONY: help demo study test lint lab notebooks
+
+help:
+	@echo "make demo       run all notebooks on $(DATASET), then print the results and the report's path"
+	@echo "                DATASET=$(DATASET) PRESET=$(PRESET) SEEDS=\"$(SEEDS)\" PROFILE=$(PROFILE) OUTPUTS=$(OUTPUTS)"
+	@echo "make study      the same for the seeds 0 1 2"
+	@echo "make test       lint, then every test, then every notebook at a small size"
+	@echo "make lint       ruff alone"
+	@echo "make lab        JupyterLab on the notebooks"
+	@echo "make notebooks  put the outputs of the last demo into the notebooks in notebooks/"
+
+demo: .venv/ready
+	$(BIN)/snakemake --profile profiles/$(PROFILE) --config \
+		dataset=$(DATASET) preset=$(PRESET) "seeds=$(SEED_LIST)" outputs=$(OUTPUTS)
+	@$(BIN)/python -m uniego_utils.runner summary $(OUTPUTS)/$(DATASET)/10_report
+
+study:
+	@$(MAKE) demo SEEDS="0 1 2"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+lab: .venv/ready
+	$(BIN)/jupyter lab notebooks
+
+notebooks: .venv/ready
+	$(BIN)/python -m uniego_utils.runner ship $(OUTPUTS)/$(DATASET)/notebooks notebooks
+
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "Setting up .venv (once, a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@

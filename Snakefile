@@ -1,0 +1,161 @@
+# The notebooks as rules. Only executed notebooks are declared as outputs: Snakemake deletes the declared outputs of
+# killed jobs, and the run folders hold the checkpoints to resume from. `params` carries every parameter, because
+# only what stands there is noticed when it changes.
+import sys
+
+import yaml
+
+from uniego_utils.runner import sources_of, visible_gpus
+
+DATASET = config.get("dataset", "mocap")
+PRESET = config.get("preset", "small")
+SEEDS = config.get("seeds", [0])
+OUTPUTS = config.get("outputs", "outputs")
+DATA_ROOT = config.get("data_root", "")
+
+CARD = f"data_manifests/{DATASET}.yaml"
+with open(CARD, encoding="utf-8") as card:
+    TEACHERS = list(yaml.safe_load(card)["teachers"])
+
+DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
+COMMON = f"-p dataset {DATASET} -p preset {PRESET} -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
+GPU = min(1, len(visible_gpus()))
+STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each other instead
+RUN = (
+    f"exec {sys.executable} -m uniego_utils.runner run {{input.notebook}} {{output}} {{params}}"
+    " --threads {threads} --gpus {resources.gpu}"
+)
+
+
+wildcard_constraints:
+    teacher="|".join(TEACHERS),
+    seed=r"\d+",
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        f"{DONE}/10_report.ipynb",
+
+
+rule data:
+    input:
+        CARD,
+        sources_of("notebooks/00_data.ipynb"),
+        notebook="notebooks/00_data.ipynb",
+        motions=sorted(str(path) for path in Path("data_manifests", DATASET).glob("*.npz")),
+    output:
+        f"{DONE}/00_data.ipynb",
+    params:
+        f"{COMMON} -p seed 0",
+    threads: 2
+    resources:
+        gpu=0,
+    shell:
+        RUN
+
+
+rule teacher:
+    input:
+        CARD,
+        rules.data.output,
+        sources_of("notebooks/01_teacher_extraction.ipynb"),
+        notebook="notebooks/01_teacher_extraction.ipynb",
+    output:
+        f"{DONE}/01_teacher_extraction/{{teacher}}.ipynb",
+    params:
+        f"{COMMON} -p seed 0",
+        lambda wildcards: f"-p teacher {wildcards.teacher}",
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
+# Reuses the finished teachers and compares them.
+rule teachers:
+    input:
+        expand(rules.teacher.output, teacher=TEACHERS),
+        notebook="notebooks/01_teacher_extraction.ipynb",
+    output:
+        f"{DONE}/01_teacher_extraction.ipynb",
+    params:
+        f"{COMMON} -p seed 0 -p teacher each",
+    resources:
+        gpu=0,
+    shell:
+        RUN
+
+
+rule proxies:
+    input:
+        CARD,
+        expand(rules.teacher.output, teacher=TEACHERS),
+        sources_of("notebooks/02_proxy.ipynb"),
+        notebook="notebooks/02_proxy.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/02_proxy.ipynb",
+    params:
+        f"{COMMON} -p teacher each",
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    threads: STUDENT_THREADS
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
+rule merging:
+    input:
+        CARD,
+        rules.proxies.output,
+        sources_of("notebooks/03_merging.ipynb"),
+        notebook="notebooks/03_merging.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/03_merging.ipynb",
+    params:
+        COMMON,
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    threads: STUDENT_THREADS
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
+rule spd:
+    input:
+        CARD,
+        rules.merging.output,
+        sources_of("notebooks/04_spd.ipynb"),
+        notebook="notebooks/04_spd.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/04_spd.ipynb",
+    params:
+        COMMON,
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    threads: STUDENT_THREADS
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
+rule report:
+    input:
+        CARD,
+        rules.teachers.output,
+        expand(rules.spd.output, seed=SEEDS),
+        sources_of("notebooks/10_report.ipynb"),
+        notebook="notebooks/10_report.ipynb",
+    output:
+        f"{DONE}/10_report.ipynb",
+    params:
+        f"{COMMON} -p seeds '{SEEDS}'",
+    resources:
+        gpu=0,
+    shell:
+        RUN

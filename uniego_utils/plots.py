@@ -1,0 +1,203 @@
+"""One look for every figure: a teacher has one colour, one name and one place everywhere.
+
+Functions take data and return the Axes or Figure; they compute nothing and save nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Paul Tol's "muted" scheme: nine colours that people with colour-blindness can tell apart
+TEACHER_COLOURS = {
+    "ego_depth": "#332288",
+    "ego_dino": "#88CCEE",
+    "ego_siglip": "#44AA99",
+    "exo_rgb": "#117733",
+    "exo_skego": "#999933",
+    "exo_depth": "#DDCC77",
+    "exo_skl": "#CC6677",
+    "exo_dino": "#882255",
+    "exo_siglip": "#AA4499",
+}
+UNIEGO_COLOUR = "#EE6611"
+OTHER_COLOURS = {"none": "#666666", "control": "#666666", "all": "#0077BB", "naive": "#0077BB"}
+METHOD_LABELS = {
+    "none": "Ego baseline",
+    "all": "Naive multi-teacher",
+    "merged": "Merged proxies",
+    "average": "Average of proxies",
+    "best": "Best proxy (by validation)",
+    "control": "Ego baseline, trained on",
+    "naive": "Naive multi-teacher, trained on",
+    "merged_ce": "Merged, then labels alone",
+    "uniego": "UNIEGO",
+}
+PANEL = 1.15  # inches, side of a video frame in a strip
+
+plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 150, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def colour_of(name: str) -> str:
+    """The colour of a teacher, its proxy, or a method."""
+    if name in ("uniego", "merged", "merged_ce", "average", "best"):
+        return UNIEGO_COLOUR
+    return TEACHER_COLOURS.get(name) or OTHER_COLOURS.get(name, "#999999")
+
+
+def plot_strips(
+    strips: Mapping[str, np.ndarray],
+    title: str,
+    overlays: Mapping[str, np.ndarray] | None = None,
+    bones: Sequence[tuple[int, int]] = (),
+) -> Figure:
+    """Rows of video frames: what a clip looks like, moment by moment.
+
+    Args:
+        strips: row label -> (T, H, W, 3) or (T, H, W) uint8; all rows have the same T.
+        title: the question.
+        overlays: row label -> (T, V, 2) joint positions in pixels, NaN where not visible.
+        bones: pairs of joint numbers to connect.
+    """
+    count = len(next(iter(strips.values())))
+    figure, axs = plt.subplots(
+        len(strips), count, figsize=(PANEL * count + 0.8, PANEL * len(strips) + 0.4), layout="constrained", squeeze=False
+    )
+    for row, (label, frames) in zip(axs, strips.items(), strict=True):
+        for moment, (ax, frame) in enumerate(zip(row, frames, strict=True)):
+            ax.imshow(frame, cmap="gray", vmin=0, vmax=255)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+            if overlays and label in overlays:
+                joints = overlays[label][moment]
+                for a, b in bones:
+                    ax.plot(*joints[[a, b]].T, color=UNIEGO_COLOUR, lw=1.4)
+                ax.set_xlim(-0.5, frame.shape[1] - 0.5)
+                ax.set_ylim(frame.shape[0] - 0.5, -0.5)
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_counts(counts: pd.DataFrame, title: str) -> Axes:
+    """Clips per class and split: rows classes, columns splits."""
+    ax = counts.plot.barh(stacked=True, figsize=(7, 0.28 * len(counts) + 1.2), colormap="cividis", width=0.8)
+    ax.set(xlabel="clips", ylabel="", title=title)
+    ax.invert_yaxis()
+    ax.legend(title="split", frameon=False, bbox_to_anchor=(1, 1))
+    ax.figure.set_layout_engine("constrained")
+    return ax
+
+
+def plot_probe(accuracy: Mapping[str, float], labels: Mapping[str, str], chance: float, title: str) -> Axes:
+    """Bars of linear-probe accuracy in percent per teacher, in the order given; a line marks chance."""
+    _, ax = plt.subplots(figsize=(7, 0.36 * len(accuracy) + 1.1), layout="constrained")
+    names = [labels[key] for key in accuracy]
+    bars = ax.barh(names, list(accuracy.values()), color=[colour_of(key) for key in accuracy])
+    ax.bar_label(bars, fmt="%.0f", padding=3)
+    ax.axvline(chance, color="k", ls=":", lw=1)
+    ax.text(chance + 0.5, -0.55, "chance", fontsize=8, va="bottom")
+    ax.set(xlim=(0, 108), xlabel="linear probe, validation accuracy (%)", title=title)
+    ax.invert_yaxis()
+    return ax
+
+
+def plot_feature_maps(
+    points: Mapping[str, np.ndarray], classes: Sequence[str], labels: Sequence[int], names: Mapping[str, str], title: str
+) -> Figure:
+    """Two-dimensional projections (N, 2) of each teacher's features, one panel a teacher, coloured by class."""
+    columns = min(3, len(points))
+    rows = -(-len(points) // columns)
+    size = (2.6 * columns + 1.6, 2.3 * rows + 0.5)
+    figure, axs = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    palette = sns.color_palette("husl", len(classes))
+    for ax, (key, xy) in zip(axs.flat, points.items(), strict=False):
+        for number, name in enumerate(classes):
+            chosen = np.asarray(labels) == number
+            ax.scatter(*xy[chosen].T, s=5, color=palette[number], label=name, linewidths=0)
+        ax.set_title(names[key], fontsize=10)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    for ax in axs.flat[len(points) :]:
+        ax.set_visible(False)
+    handles, texts = axs.flat[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside right center", frameon=False, fontsize=8, markerscale=3)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_curves(histories: Mapping[str, list[dict]], labels: Mapping[str, str], title: str) -> Figure:
+    """Training loss and validation accuracy over epochs, one line a student."""
+    figure, axs = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    for name, records in histories.items():
+        style = dict(color=colour_of(name), lw=2.5 if name in ("uniego", "none", "all") else 1.3)
+        axs[0].plot([r["epoch"] for r in records], [r["class_loss"] for r in records], **style, label=labels[name])
+        seen = [r for r in records if "val_top1" in r]
+        axs[1].plot([r["epoch"] for r in seen], [r["val_top1"] for r in seen], marker="o", ms=3, **style)
+    axs[0].set(xlabel="epoch", ylabel="cross-entropy on training clips (nats)", yscale="log")
+    axs[1].set(xlabel="epoch", ylabel="validation accuracy (%)")
+    figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_alpha(alpha: Mapping[str, float], labels: Mapping[str, str], title: str) -> Axes:
+    """Merging coefficients as bars; a line marks the plain average."""
+    _, ax = plt.subplots(figsize=(7, 0.36 * len(alpha) + 1.1), layout="constrained")
+    bars = ax.barh([labels[key] for key in alpha], list(alpha.values()), color=[colour_of(key) for key in alpha])
+    ax.bar_label(bars, fmt="%.3f", padding=3)
+    ax.axvline(1 / len(alpha), color="k", ls=":", lw=1)
+    ax.set(xlim=(0, 1.2 * max(alpha.values())), xlabel="merging coefficient (dotted: plain average)", title=title)
+    ax.invert_yaxis()
+    return ax
+
+
+def plot_selection(shares: pd.DataFrame, title: str) -> Axes:
+    """Heat map of selection rates: rows classes, columns proxies, entries in 0..1."""
+    figsize = (0.75 * shares.shape[1] + 2.5, 0.3 * len(shares) + 1.8)
+    _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    bar = {"label": "share of the class's clips", "shrink": 0.8}
+    sns.heatmap(shares, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8}, cbar_kws=bar, ax=ax)
+    ax.set(title=title, xlabel="", ylabel="")
+    ax.tick_params(axis="x", rotation=40)
+    plt.setp(ax.get_xticklabels(), ha="right")
+    return ax
+
+
+def plot_results(results: pd.DataFrame, labels: Mapping[str, str], title: str) -> Axes:
+    """Accuracy per method: a dot a seed, a bar at the mean.
+
+    `results` has columns method, seed, top1 (percent); methods are drawn in order of appearance.
+    """
+    methods = list(dict.fromkeys(results["method"]))
+    _, ax = plt.subplots(figsize=(7.5, 0.34 * len(methods) + 1.2), layout="constrained")
+    for place, method in enumerate(methods):
+        values = results.loc[results["method"] == method, "top1"]
+        ax.plot(values, [place] * len(values), "o", color=colour_of(method), ms=5, alpha=0.55, mew=0)
+        ax.plot([values.mean()] * 2, [place - 0.35, place + 0.35], color=colour_of(method), lw=3)
+    ax.set_yticks(range(len(methods)), [labels[method] for method in methods])
+    ax.set(xlabel="test accuracy (%); a dot a seed, a bar their mean", title=title)
+    ax.grid(axis="x", alpha=0.3)
+    ax.invert_yaxis()
+    return ax
+
+
+def plot_differences(differences: pd.DataFrame, labels: Mapping[str, str], title: str) -> Axes:
+    """UNIEGO minus each method, paired by seed: mean and 95 % interval.
+
+    `differences` has columns method, mean, low, high (points); low and high may be NaN with one seed.
+    """
+    _, ax = plt.subplots(figsize=(7.5, 0.34 * len(differences) + 1.2), layout="constrained")
+    for place, row in enumerate(differences.itertuples()):
+        ax.plot([row.low, row.high], [place, place], color=colour_of(row.method), lw=2)
+        ax.plot(row.mean, place, "o", color=colour_of(row.method), ms=6)
+    ax.axvline(0, color="k", lw=1, ls=":")
+    ax.set_yticks(range(len(differences)), [labels[method] for method in differences["method"]])
+    ax.set(xlabel="UNIEGO minus this method (points of test accuracy)", title=title)
+    ax.invert_yaxis()
+    return ax

@@ -1,0 +1,147 @@
+"""From run folders to tables over seeds, and to one page that a person reads."""
+
+import base64
+import html
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+from uniego_utils.runs import is_finished, write_text
+from uniego_utils.training import read_metrics
+
+CONFIDENCE = 0.95
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}img{max-width:100%;height:auto}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
+td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+td:first-child,th:first-child{text-align:left}.note{color:#555}
+"""
+
+
+def collect(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
+    """Scores of finished runs: one row per method and seed with top1 (percent) and nll (nats) of each split.
+
+    Args:
+        folders: method -> seed -> run folder, in the order that tables keep.
+
+    Raises:
+        FileNotFoundError: runs are missing; the message lists all of them and the cure.
+    """
+    missing = [str(path) for seeds in folders.values() for path in seeds.values() if not is_finished(path)]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} runs are missing or unfinished: {', '.join(missing[:6])}; run notebooks 02 to 04 "
+            f"for these seeds, or name finished ones in the parameter `seeds`"
+        )
+    rows = [
+        {"method": method, "seed": seed, **read_metrics(path)}
+        for method, seeds in folders.items()
+        for seed, path in seeds.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def interval(values: pd.Series) -> tuple[float, float]:
+    """Student-t interval of the mean at 95 %; NaN with fewer than two values."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * stats.sem(values)
+    return values.mean() - half, values.mean() + half
+
+
+def summarise(scores: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Per method: mean and standard deviation over seeds of accuracy and negative log-likelihood."""
+    grouped = scores.groupby("method", sort=False)
+    return pd.DataFrame(
+        {
+            "top1": grouped[f"{split}_top1"].mean(),
+            "top1_sd": grouped[f"{split}_top1"].std(),
+            "nll": grouped[f"{split}_nll"].mean(),
+            "nll_sd": grouped[f"{split}_nll"].std(),
+            "train_top1": grouped["train_top1"].mean(),
+            "seeds": grouped["seed"].nunique(),
+        }
+    ).reset_index()
+
+
+def paired_differences(scores: pd.DataFrame, of: str, column: str) -> pd.DataFrame:
+    """`of` minus every other method, seed by seed: mean, sd, 95 % interval, and in how many seeds it is positive."""
+    wide = scores.pivot(index="seed", columns="method", values=column)
+    rows = []
+    for method in dict.fromkeys(scores["method"]):
+        if method == of:
+            continue
+        difference = wide[of] - wide[method]
+        low, high = interval(difference)
+        rows.append(
+            {
+                "method": method,
+                "mean": difference.mean(),
+                "sd": difference.std(),
+                "low": low,
+                "high": high,
+                "positive": f"{int((difference > 0).sum())}/{len(difference)}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def results_table(scores: pd.DataFrame, labels: Mapping[str, str], of: str = "uniego") -> pd.DataFrame:
+    """The table that the README and the report show, as text cells."""
+    summary = summarise(scores)
+    top1 = paired_differences(scores, of, "test_top1").set_index("method")
+    nll = paired_differences(scores, of, "test_nll").set_index("method")
+
+    def spread(mean: float, sd: float, digits: int) -> str:
+        return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
+
+    def difference(table: pd.DataFrame, method: str, digits: int) -> str:
+        if method == of:
+            return ""
+        row = table.loc[method]
+        limits = "" if pd.isna(row.low) else f" [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+        return f"{row['mean']:+.{digits}f}{limits}"
+
+    return pd.DataFrame(
+        {
+            "Method": [labels[method] for method in summary["method"]],
+            "Accuracy (%)": [spread(r.top1, r.top1_sd, 1) for r in summary.itertuples()],
+            "NLL (nats)": [spread(r.nll, r.nll_sd, 3) for r in summary.itertuples()],
+            "UNIEGO minus it (points)": [difference(top1, method, 1) for method in summary["method"]],
+            "UNIEGO minus it (NLL)": [difference(nll, method, 3) for method in summary["method"]],
+        }
+    )
+
+
+def text_table(table: pd.DataFrame) -> str:
+    """A table as GitHub Markdown, which also reads well as plain text."""
+    rows = [list(table.columns), *table.astype(str).to_numpy().tolist()]
+    widths = [max(len(row[column]) for row in rows) for column in range(table.shape[1])]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def write_page(path: Path, title: str, sections: list[tuple[str, str, pd.DataFrame | Path]]) -> None:
+    """One self-contained HTML page: pictures are embedded, nothing is fetched, it reads on a phone.
+
+    Args:
+        sections: (heading, sentence, table or PNG path).
+    """
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    for heading, sentence, content in sections:
+        parts.append(f"<h2>{html.escape(heading)}</h2><p class='note'>{html.escape(sentence)}</p>")
+        if isinstance(content, pd.DataFrame):
+            parts.append(f"<div class='scroll'>{content.to_html(index=False, border=0)}</div>")
+        else:
+            picture = base64.b64encode(content.read_bytes()).decode()
+            parts.append(f"<img alt='{html.escape(heading)}' src='data:image/png;base64,{picture}'>")
+    head = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
+    )
+    write_text(path, head + "\n".join(parts) + "</body></html>\n")
