@@ -27,8 +27,8 @@ demo: .venv/ready
 		dataset=$(DATASET) preset=$(PRESET) "seeds=$(SEED_LIST)" outputs=$(OUTPUTS)
 	@$(BIN)/python -m uniego_utils.runner summary $(OUTPUTS)/$(DATASET)/10_report
 
-study:
-	@$(MAKE) demo SEEDS="0 1 2"
+study: SEEDS = 0 1 2
+study: demo
 
 test: lint
 	$(BIN)/python -m pytest

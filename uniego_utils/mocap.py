@@ -67,8 +67,8 @@ class MocapSettings:
         # At 40 pixels, the last columns of equal pictures came out differently from run to run.
         if self.image_size < 16 or self.image_size % 16 or misread_by_decord(self.image_size):
             raise ValueError(
-                f"MocapSettings.image_size is {self.image_size}; take 64, 80, 112, 128 or a multiple of 16 above "
-                "144: h264 files of other sizes are not reproducible, or decord misreads them"
+                f"MocapSettings.image_size is {self.image_size}; take 64, 80, 112, 128 or a larger "
+                "multiple of 16 except 144: other sizes are not reproducible as h264, or decord misreads them"
             )
         if self.frames < 2:
             raise ValueError(f"MocapSettings.frames is {self.frames}; a clip needs at least 2")

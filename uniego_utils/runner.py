@@ -51,9 +51,6 @@ class NotebookFailed(RuntimeError):
     """A notebook that did not run to its end; the message names the cell and the error."""
 
 
-# Running
-
-
 def die_with_parent() -> None:
     """Ask the kernel of Linux to kill this process as soon as its parent is gone; elsewhere do nothing."""
     if LIBC is not None:
@@ -250,6 +247,7 @@ def execute(notebook: Path, out: Path, parameters: dict, settings: Config, timeo
             cwd=str(notebook.parent),
             execution_timeout=timeout,
             kernel_manager_class=TiedKernelManager,
+            extra_arguments=["--log-level=CRITICAL"],  # else it logs its own shutdown as an error
             config=settings,
         )
     except papermill.PapermillExecutionError as error:
@@ -285,9 +283,6 @@ def sources_of(notebook: str | Path) -> list[str]:
             found |= new
             queue += new
     return sorted(os.path.relpath(path) for path in found)
-
-
-# Shipping
 
 
 def ship(executed_dir: str | Path, notebooks_dir: str | Path) -> list[Path]:
@@ -388,9 +383,6 @@ def check_shippable(path: Path, notebook: NotebookNode) -> None:
                     )
 
 
-# Summing up
-
-
 def summary(report_dir: str | Path) -> str:
     """The results, what each executed notebook took, and where the report lies."""
     report_dir = Path(report_dir)
@@ -410,9 +402,6 @@ def summary(report_dir: str | Path) -> str:
     lines.append(f"{'all, each in its last run':{width}}  {sum(row[2] or 0 for row in rows):7.1f}")
     results = (report_dir / "results.txt").read_text(encoding="utf-8")
     return "\n".join([results, *lines, "", f"Report: {report_dir / 'index.html'}"])
-
-
-# Command line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SIZES = {
-    "tiny": dict(width=64, depth=2, heads=2, tubelet=2, stem=(16, 32, 64), drop=0.1),
+    "tiny": dict(width=64, depth=2, heads=2, tubelet=4, stem=(16, 32, 64), drop=0.1),
     "base": dict(width=768, depth=12, heads=12, drop_path=0.1),
 }
 PATCH = 16  # pixels, side of a token

@@ -1,0 +1,161 @@
+"""Teacher on depth: an encoder trained to predict relative inverse depth from RGB frames.
+
+It stands for Depth Anything (arXiv:2406.09414), whose frozen features the paper uses. The depth maps have to pass
+through one narrow code, so that the code says where body and room are; the code is the feature. As in Video
+Depth Anything (arXiv:2501.12375), a few frames are looked at together, so that the code knows motion.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uniego_utils.manifests import Manifest, TrainConfig
+from uniego_utils.teachers import images
+from uniego_utils.teachers.batches import Job, TensorBatches, column_as_video
+from uniego_utils.training import Learner, fit
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of encoder and decoder, and what they are shown."""
+
+    num_frames: int = 16
+    subtract_background: bool = False  # of the RGB input; for static cameras
+    pooling: str = "mean_std"  # over windows of frames
+    context: int = 4  # consecutive frames that one code explains
+    stride: int = 2  # frames between windows when features are extracted
+    channels: tuple[int, ...] = (16, 32, 64, 128)  # of the encoder's strided convolutions
+    decoder: int = 256  # hidden units between code and depth maps: little, so that the code says it plainly
+    depth_size: int = 16  # pixels, side of the predicted maps
+    windows_per_clip: int = 3  # drawn per clip and epoch
+    jitter: float = 0.2
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def align(depths: Tensor) -> Tensor:
+    """Each entry's maps (B, ...) minus their median, over the mean distance from it: no scale or shift."""
+    flat = depths.flatten(1)
+    centred = flat - flat.median(1, keepdim=True).values
+    return (centred / centred.abs().mean(1, keepdim=True).clamp(min=1e-6)).view_as(depths)
+
+
+def scale_shift_invariant_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of aligned maps (MiDaS, arXiv:1907.01341, equations 5-7).
+
+    Args:
+        predicted, target: (B, ...) inverse depths, the maps of a window; the window's scale (positive) and
+            shift do not matter in either.
+
+    Returns:
+        A scalar >= 0; zero for maps that differ in scale and shift alone.
+    """
+    return (align(predicted) - align(target)).abs().mean()
+
+
+class DepthNet(nn.Module):
+    """Windows (B, context, 3 or more, S, S) -> codes (B, width), inverse depths (B, context, side, side).
+
+    Channels beyond the first three (the targets travel with the frames) are not looked at.
+    """
+
+    def __init__(self, width: int, image_size: int, settings: Settings):
+        super().__init__()
+        self.context, self.stride = settings.context, settings.stride
+        sizes = (3 * settings.context, *settings.channels)
+        layers: list[nn.Module] = []
+        for before, after in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        grid = image_size // 2 ** len(settings.channels)
+        layers += [nn.Flatten(), nn.Linear(sizes[-1] * grid**2, width), nn.BatchNorm1d(width)]
+        self.to_code = nn.Sequential(*layers)
+
+        self.to_depth = nn.Sequential(
+            nn.Linear(width, settings.decoder),
+            nn.ReLU(),
+            nn.Linear(settings.decoder, settings.context * settings.depth_size**2),
+            nn.Unflatten(1, (settings.context, settings.depth_size, settings.depth_size)),
+        )
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """Clips (B, T, 3, S, S) -> codes of their windows (B, W, width)."""
+        starts = range(0, clips.shape[1] - self.context + 1, self.stride)
+        windows = torch.stack([clips[:, first : first + self.context] for first in starts], 1)
+        return self.to_code(windows.flatten(2, 3).flatten(0, 1)).unflatten(0, windows.shape[:2])
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        code = self.to_code(windows[:, :, :3].flatten(1, 2))
+        return code, self.to_depth(code)
+
+
+class DepthObjective(nn.Module):
+    """The loss against channel 3 of the batch's frames."""
+
+    def forward(self, features: Tensor, predicted: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalar losses; `loss` is the total."""
+        target = F.adaptive_avg_pool2d(batch["clips"][:, :, 3], predicted.shape[-2:])
+        return {"loss": scale_shift_invariant_loss(predicted, target)}
+
+
+def build(job: Job, manifest: Manifest) -> DepthNet:
+    """The network with random weights."""
+    settings: Settings = job.settings
+    if not 1 <= settings.context <= settings.num_frames:
+        raise ValueError(
+            f"{job.key}: context {settings.context} is not within 1..{settings.num_frames} frames"
+        )
+    return DepthNet(images.frame_width(job), job.preset.video.image_size, settings)
+
+
+def make_windows(clips: Tensor, job: Job, generator: torch.Generator) -> Tensor:
+    """Random windows of RGB and depth (B, T, 4, S, S) uint8 -> (B * windows, context, 4, S, S) float.
+
+    Both are mirrored alike; RGB is normalised and changed in its light, depth is in 0..1.
+    """
+    settings: Settings = job.settings
+    latest = clips.shape[1] - settings.context + 1
+    first = torch.randint(latest, (len(clips), settings.windows_per_clip, 1), generator=generator)
+    chosen = clips[torch.arange(len(clips))[:, None, None], first + torch.arange(settings.context)]
+    mirror = torch.rand(chosen.shape[:2], generator=generator) < 0.5
+    chosen[mirror] = chosen[mirror].flip(-1)
+    chosen = chosen.flatten(0, 1)
+    rgb = images.jitter(images.normalise(chosen[:, :, :3], job.preset.video), settings.jitter, generator)
+    return torch.cat([rgb, chosen[:, :, 3:] / 255], 2)
+
+
+def train(model: DepthNet, job: Job, manifest: Manifest) -> list[dict]:
+    """Fit to the clips' depth videos; the history, a record an epoch."""
+    settings: Settings = job.settings
+    frames = images.decode(job, manifest, settings.subtract_background)
+    depths = images.decode(job, column_as_video(manifest, job.view, f"{job.view}_depth"), False)
+    clips = torch.cat([frames, depths[:, :, :1]], 2)
+    del frames, depths
+    labels = torch.tensor(manifest.labels)
+
+    def augment(chosen: Tensor, generator: torch.Generator) -> Tensor:
+        return make_windows(chosen, job, generator)
+
+    def batches(epoch: int) -> TensorBatches:
+        return TensorBatches(clips, labels, settings.train.batch_size, augment, job.seed, epoch)
+
+    learner = Learner(model, DepthObjective())
+    history = fit(
+        {job.key: learner}, batches, settings.train, job.seed, job.checkpoint, job.device, describe=job.key,
+        progress=job.progress,
+    )  # fmt: skip
+    return history[job.key]
+
+
+def encode(model: DepthNet, job: Job, manifest: Manifest) -> Tensor:
+    """Codes of the windows, pooled: (N, width)."""
+    frames = images.decode(job, manifest, job.settings.subtract_background)
+    return images.encode_frames(model.encode, frames, job)
+
+
+def notes(job: Job) -> dict[str, str]:
+    """How the features were made."""
+    settings: Settings = job.settings
+    made = f"convolutional encoder {settings.channels} of {settings.context} frames, trained to predict depth"
+    return images.notes(job, made)

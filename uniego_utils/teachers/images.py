@@ -1,0 +1,145 @@
+"""What the image teachers share: a small ViT, frames in memory, augmentation, pooling over frames."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from uniego_utils.backbones.timesformer import PATCH, ConvStem
+from uniego_utils.manifests import Manifest, VideoCard
+from uniego_utils.teachers.batches import Job, subtract_background
+from uniego_utils.video import ClipDataset
+
+STEM = (16, 32, 64)  # channels of the convolutional stem before the tokens
+POOLINGS = {"mean": 1, "mean_std": 2, "mean_std_speed": 3}  # name -> width over the frames' width
+
+
+class StemEmbed(ConvStem):
+    """The suite's convolutional stem, with what timm's ViT asks of a patch embedding."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: object):
+        super().__init__(in_chans, STEM, embed_dim)
+        self.num_patches = (img_size // patch_size) ** 2
+
+
+def create_vit(image_size: int, width: int, depth: int, heads: int) -> VisionTransformer:
+    """A ViT with random weights: images (B, 3, S, S) -> tokens by `forward_features`, (B, 1 + N, width)."""
+    return VisionTransformer(
+        image_size, PATCH, num_classes=0, embed_dim=width, depth=depth, num_heads=heads, embed_layer=StemEmbed
+    )
+
+
+def decode(job: Job, manifest: Manifest, remove_background: bool) -> Tensor:
+    """All clips' frames, the central square at the card's input size: (N, T, 3, S, S) uint8."""
+    size = job.preset.video.image_size
+    video = replace(job.preset.video, num_frames=job.settings.num_frames, resize=size)
+    dataset = ClipDataset(manifest, job.view, video)
+    clips = torch.empty(len(dataset), video.num_frames, 3, size, size, dtype=torch.uint8)
+    for row in tqdm(range(len(dataset)), f"decode {manifest.split} {job.view}", disable=not job.progress, leave=False):
+        frames = dataset.frames(row)
+        top, left = ((room - size) // 2 for room in frames.shape[-2:])
+        frames = frames[..., top : top + size, left : left + size]
+        clips[row] = subtract_background(frames) if remove_background else frames
+    return clips
+
+
+def draw_frames(clips: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different random frames of each clip: (B, T, ...) -> (B, count, ...)."""
+    order = torch.rand(clips.shape[:2], generator=generator).argsort(1)[:, :count]
+    return clips[torch.arange(len(clips))[:, None], order]
+
+
+def normalise(frames: Tensor, video: VideoCard) -> Tensor:
+    """Pixels (..., 3, H, W) uint8 or float in 0..255 -> normalised float32."""
+    mean, std = (
+        torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (video.mean, video.std)
+    )
+    return (frames.float() / 255 - mean) / std
+
+
+def random_crop(
+    pictures: Tensor, area: tuple[float, float], generator: torch.Generator, flip: bool = False
+) -> Tensor:
+    """A random square of each picture, resized to the whole: (B, C, S, S) float -> the same shape.
+
+    Args:
+        area: smallest and largest share of the picture's area.
+        flip: mirror every second picture.
+    """
+    draws = torch.rand(len(pictures), 4, generator=generator).to(pictures.device)
+    side = (area[0] + draws[:, 0] * (area[1] - area[0])).sqrt()
+    shift = (1 - side)[:, None] * (2 * draws[:, 1:3] - 1)
+    sign = torch.where(draws[:, 3] < 0.5, -1.0, 1.0) if flip else torch.ones_like(side)
+    theta = torch.zeros(len(pictures), 2, 3, device=pictures.device)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = side * sign, side, shift
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
+def jitter(pictures: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Each entry's channels scaled and shifted by up to `strength`: normalised (B, ..., 3, H, W)."""
+    shape = (2, len(pictures), *(1 for _ in pictures.shape[1:-3]), 3, 1, 1)
+    draws = (2 * torch.rand(shape, generator=generator) - 1).to(pictures.device) * strength
+    return pictures * (1 + draws[0]) + draws[1]
+
+
+def pooled_width(width: int, pooling: str) -> int:
+    """Width of the clip feature; an unknown pooling is an error that lists the valid ones."""
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
+    return POOLINGS[pooling] * width
+
+
+def frame_width(job: Job) -> int:
+    """Width of a frame's feature such that the pooled one has the card's width."""
+    factor = pooled_width(1, job.settings.pooling)
+    if job.teacher.width % factor:
+        raise ValueError(
+            f"{job.key}: the card's width {job.teacher.width} does not divide by {factor}, "
+            f"which pooling {job.settings.pooling!r} needs; change one of them"
+        )
+    return job.teacher.width // factor
+
+
+def pool_frames(features: Tensor, pooling: str) -> Tensor:
+    """Frames' features (N, T, D) -> clips' features (N, D or a multiple of D).
+
+    The standard deviation over frames and the mean step between neighbours ("speed") carry the motion, which
+    the mean of single pictures does not.
+    """
+    parts = [features.mean(1)]
+    if pooling in ("mean_std", "mean_std_speed"):
+        parts.append(features.std(1, correction=0))
+    if pooling == "mean_std_speed":
+        parts.append(features.diff(dim=1).abs().mean(1))
+    return torch.cat(parts, 1)
+
+
+@torch.inference_mode()
+def encode_frames(
+    encoder: Callable[[Tensor], Tensor], frames: Tensor, job: Job, clips_per_batch: int = 32
+) -> Tensor:
+    """Clips (N, T, 3, S, S) uint8 through `encoder` and pooled: (N, width) float32 on the CPU.
+
+    `encoder` takes normalised clips (B, T, 3, S, S) and gives (B, any number, D), pooled over the number.
+    """
+    features = []
+    for clips in frames.split(clips_per_batch):
+        codes = encoder(normalise(clips.to(job.device), job.preset.video)).float()
+        features.append(pool_frames(codes, job.settings.pooling).cpu())
+    return torch.cat(features)
+
+
+def notes(job: Job, model: str) -> dict[str, str]:
+    """How an image teacher's features were made."""
+    settings, size = job.settings, job.preset.video.image_size
+    background = ", background subtracted" if settings.subtract_background else ""
+    return {
+        "model": model,
+        "preprocessing": f"{settings.num_frames} frames of {size} x {size} pixels{background}",
+        "pooling": f"{settings.pooling} over frames",
+    }
