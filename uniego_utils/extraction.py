@@ -23,7 +23,8 @@ def prepare_teacher(stage: Stage, key: str) -> Path:
     if is_finished(folder) and all((folder / f"{split}.safetensors").is_file() for split in splits):
         for split, manifest in manifests.items():
             read_features(folder / f"{split}.safetensors", manifest, card.width)
-        print(f"{key}: finished before, reused; probe {read_json(folder / 'metrics.json')['probe_val_top1']:.1f} %")
+        probe = read_json(folder / "metrics.json")["probe_val_top1"]
+        print(f"{key}: finished before, reused; probe {probe:.1f} %")
         return folder
 
     started = time.perf_counter()
@@ -49,7 +50,10 @@ def prepare_teacher(stage: Stage, key: str) -> Path:
             "extract_clips_per_s": clips / (extracted - fitted),
         },
     )
-    print(f"{key}: fitted in {fitted - started:.0f} s, {clips} clips extracted in {extracted - fitted:.0f} s, probe {probe:.1f} %")
+    print(
+        f"{key}: fitted in {fitted - started:.0f} s, {clips} clips extracted in {extracted - fitted:.0f} s, "
+        f"probe {probe:.1f} %"
+    )
     return folder
 
 

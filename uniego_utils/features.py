@@ -32,7 +32,8 @@ def check_features(features: Tensor, clip_ids: list[str], width: int, where: str
         if wrong.any():
             names = [clip_ids[row] for row in wrong.nonzero().flatten()[:MAX_LISTED].tolist()]
             raise ValueError(
-                f"{where}: {int(wrong.sum())} of {len(clip_ids)} clips have {fault} ({', '.join(names)}, ...); "
+                f"{where}: {int(wrong.sum())} of {len(clip_ids)} clips have {fault} "
+                f"({', '.join(names)}{', ...' if wrong.sum() > MAX_LISTED else ''}); "
                 f"check these clips' files, then extract this teacher again"
             )
     if len(clip_ids) > 1 and (features == features[:1]).all():
@@ -70,8 +71,8 @@ def read_features(path: Path, manifest: Manifest, width: int) -> Tensor:
     features = read_tensors(path)["features"]
     if (extracted := read_notes(path).get("manifest")) != manifest.digest:
         raise ValueError(
-            f"{path} was extracted from another manifest ({len(features)} clips, digest {str(extracted)[:12]}) than "
-            f"{manifest.split}.csv is now ({len(manifest)} clips, digest {manifest.digest[:12]}); "
+            f"{path} was extracted from another manifest ({len(features)} clips, {str(extracted)[:12]}) "
+            f"than {manifest.split}.csv is now ({len(manifest)} clips, {manifest.digest[:12]}); "
             f"delete {path.parent} and run notebook 01_teacher_extraction again"
         )
     check_features(features, manifest.rows["clip_id"].tolist(), width, str(path))
@@ -89,7 +90,7 @@ def standardise(features: Tensor) -> Tensor:
 
 
 def linear_probe(features: Tensor, labels: list[int], test_features: Tensor, test_labels: list[int]) -> float:
-    """Top-1 accuracy in percent of a logistic regression on frozen features: what a teacher knows of the classes."""
+    """Top-1 accuracy in percent of a logistic regression on frozen features: what a teacher knows."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
     probe.fit(features.numpy(), labels)
     return 100 * float(probe.score(test_features.numpy(), test_labels))

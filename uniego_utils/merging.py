@@ -19,7 +19,11 @@ from uniego_utils.training import Learner, read_metrics, write_history
 from uniego_utils.video import loader
 
 Weights = dict[str, Tensor]  # a state dict
-STARTS = ("merged", "average", "best")  # learned coefficients, uniform ones, the proxy best on validation clips
+STARTS = (
+    "merged",
+    "average",
+    "best",
+)  # learned coefficients, uniform ones, the proxy best on validation clips
 
 
 def merge_weights(proxies: list[Weights], alpha: Tensor) -> Weights:
@@ -102,7 +106,7 @@ def learn_alpha(
 
 
 def reestimate_statistics(model: nn.Module, batches: Iterable[dict], device: torch.device) -> None:
-    """BatchNorm's running statistics, measured anew: a combination of the proxies' is not the merged model's."""
+    """BatchNorm's running statistics, measured anew: the proxies' combined are not the merged model's."""
     update_bn((batch["clips"] for batch in batches), model.to(device), device)
     model.eval()
 
@@ -111,7 +115,7 @@ def merge_proxies(stage: Stage) -> Path:
     """Merge a seed's proxies into three starts for Level II and score each.
 
     Returns:
-        The folder that holds one run folder per name in `STARTS`, each with `alpha.json` (teacher -> coefficient).
+        The folder with one run folder per name in `STARTS`, each with `alpha.json` (teacher -> coefficient).
     """
     keys, proxies_folder = list(stage.card.teachers), stage.folder("02_proxy")
     cure = "run notebook 02_proxy with teacher = each"

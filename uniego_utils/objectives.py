@@ -45,7 +45,7 @@ class Classification(nn.Module):
 class TeacherDistillation(Classification):
     """Equation 1 with one teacher (Level I); with several, naive multi-teacher distillation.
 
-    Several teachers: one linear projection each, the mean of their cosine distances, as the official release does.
+    Several teachers: one linear projection each and the mean of their cosine distances, as released.
 
     Args:
         targets: teacher key -> (N, D_r) features of the train split in manifest order.
@@ -108,7 +108,7 @@ class SelectiveDistillation(Classification):
         if features.shape[:2] != (n, r) or selected.shape != (n, r) or selected.dtype != torch.bool:
             raise ValueError(
                 f"features {tuple(features.shape)}, logits {tuple(logits.shape)} and "
-                f"selected {tuple(selected.shape)} ({selected.dtype}) do not describe the same clips and proxies"
+                f"selected {tuple(selected.shape)} ({selected.dtype}) do not describe the same clips"
             )
         if not (features.isfinite().all() and logits.isfinite().all()):
             raise ValueError("proxies' features or logits are not finite; train these proxies again")

@@ -39,7 +39,9 @@ METHOD_LABELS = {
 }
 PANEL = 1.15  # inches, side of a video frame in a strip
 
-plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 150, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update(
+    {"figure.dpi": 80, "savefig.dpi": 150, "axes.spines.top": False, "axes.spines.right": False}
+)
 
 
 def colour_of(name: str) -> str:
@@ -65,7 +67,11 @@ def plot_strips(
     """
     count = len(next(iter(strips.values())))
     figure, axs = plt.subplots(
-        len(strips), count, figsize=(PANEL * count + 0.8, PANEL * len(strips) + 0.4), layout="constrained", squeeze=False
+        len(strips),
+        count,
+        figsize=(PANEL * count + 0.8, PANEL * len(strips) + 0.4),
+        layout="constrained",
+        squeeze=False,
     )
     for row, (label, frames) in zip(axs, strips.items(), strict=True):
         for moment, (ax, frame) in enumerate(zip(row, frames, strict=True)):
@@ -108,9 +114,13 @@ def plot_probe(accuracy: Mapping[str, float], labels: Mapping[str, str], chance:
 
 
 def plot_feature_maps(
-    points: Mapping[str, np.ndarray], classes: Sequence[str], labels: Sequence[int], names: Mapping[str, str], title: str
+    points: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    labels: Sequence[int],
+    names: Mapping[str, str],
+    title: str,
 ) -> Figure:
-    """Two-dimensional projections (N, 2) of each teacher's features, one panel a teacher, coloured by class."""
+    """Two-dimensional projections (N, 2) of each teacher's features, a panel a teacher, coloured by class."""
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
     size = (2.6 * columns + 1.6, 2.3 * rows + 0.5)
@@ -136,7 +146,9 @@ def plot_curves(histories: Mapping[str, list[dict]], labels: Mapping[str, str], 
     figure, axs = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for name, records in histories.items():
         style = dict(color=colour_of(name), lw=2.5 if name in ("uniego", "none", "all") else 1.3)
-        axs[0].plot([r["epoch"] for r in records], [r["class_loss"] for r in records], **style, label=labels[name])
+        axs[0].plot(
+            [r["epoch"] for r in records], [r["class_loss"] for r in records], **style, label=labels[name]
+        )
         seen = [r for r in records if "val_top1" in r]
         axs[1].plot([r["epoch"] for r in seen], [r["val_top1"] for r in seen], marker="o", ms=3, **style)
     axs[0].set(xlabel="epoch", ylabel="cross-entropy on training clips (nats)", yscale="log")
@@ -149,10 +161,14 @@ def plot_curves(histories: Mapping[str, list[dict]], labels: Mapping[str, str], 
 def plot_alpha(alpha: Mapping[str, float], labels: Mapping[str, str], title: str) -> Axes:
     """Merging coefficients as bars; a line marks the plain average."""
     _, ax = plt.subplots(figsize=(7, 0.36 * len(alpha) + 1.1), layout="constrained")
-    bars = ax.barh([labels[key] for key in alpha], list(alpha.values()), color=[colour_of(key) for key in alpha])
+    bars = ax.barh(
+        [labels[key] for key in alpha], list(alpha.values()), color=[colour_of(key) for key in alpha]
+    )
     ax.bar_label(bars, fmt="%.3f", padding=3)
     ax.axvline(1 / len(alpha), color="k", ls=":", lw=1)
-    ax.set(xlim=(0, 1.2 * max(alpha.values())), xlabel="merging coefficient (dotted: plain average)", title=title)
+    ax.set(
+        xlim=(0, 1.2 * max(alpha.values())), xlabel="merging coefficient (dotted: plain average)", title=title
+    )
     ax.invert_yaxis()
     return ax
 
@@ -162,7 +178,17 @@ def plot_selection(shares: pd.DataFrame, title: str) -> Axes:
     figsize = (0.75 * shares.shape[1] + 2.5, 0.3 * len(shares) + 1.8)
     _, ax = plt.subplots(figsize=figsize, layout="constrained")
     bar = {"label": "share of the class's clips", "shrink": 0.8}
-    sns.heatmap(shares, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8}, cbar_kws=bar, ax=ax)
+    sns.heatmap(
+        shares,
+        vmin=0,
+        vmax=1,
+        cmap="cividis",
+        annot=True,
+        fmt=".2f",
+        annot_kws={"size": 8},
+        cbar_kws=bar,
+        ax=ax,
+    )
     ax.set(title=title, xlabel="", ylabel="")
     ax.tick_params(axis="x", rotation=40)
     plt.setp(ax.get_xticklabels(), ha="right")

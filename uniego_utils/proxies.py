@@ -1,4 +1,4 @@
-"""Level I: one proxy per teacher, the ego baseline, and naive multi-teacher distillation (paper, section 3.1)."""
+"""Level I: a proxy per teacher, the ego baseline, naive multi-teacher distillation (paper, section 3.1)."""
 
 from collections.abc import Iterable
 from pathlib import Path

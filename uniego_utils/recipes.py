@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """One reading of the method. Numbers the card already has are None here unless a reading overrides them."""
+    """One reading of the method. Numbers of the card are None here unless a reading overrides them."""
 
     projects_teacher: (
         bool  # Level I: the teacher is projected to the student's width, or the student to the teacher's

@@ -33,8 +33,8 @@ def collect(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
     missing = [str(path) for seeds in folders.values() for path in seeds.values() if not is_finished(path)]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} runs are missing or unfinished: {', '.join(missing[:6])}; run notebooks 02 to 04 "
-            f"for these seeds, or name finished ones in the parameter `seeds`"
+            f"{len(missing)} runs are missing or unfinished: {', '.join(missing)}; "
+            f"run notebooks 02 to 04 for these seeds, or name finished ones in the parameter `seeds`"
         )
     rows = [
         {"method": method, "seed": seed, **read_metrics(path)}
@@ -68,7 +68,7 @@ def summarise(scores: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 
 
 def paired_differences(scores: pd.DataFrame, of: str, column: str) -> pd.DataFrame:
-    """`of` minus every other method, seed by seed: mean, sd, 95 % interval, and in how many seeds it is positive."""
+    """`of` minus every other method, seed by seed: mean, sd, 95 % interval, in how many seeds positive."""
     wide = scores.pivot(index="seed", columns="method", values=column)
     rows = []
     for method in dict.fromkeys(scores["method"]):
@@ -120,7 +120,10 @@ def text_table(table: pd.DataFrame) -> str:
     """A table as GitHub Markdown, which also reads well as plain text."""
     rows = [list(table.columns), *table.astype(str).to_numpy().tolist()]
     widths = [max(len(row[column]) for row in rows) for column in range(table.shape[1])]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines) + "\n"
 

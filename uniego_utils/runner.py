@@ -358,7 +358,7 @@ def clean_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode]
             if kept and kept[-1].output_type == "stream":
                 kept[-1].text += output.text
                 continue
-        else:
+        if "metadata" in output:
             output.metadata = {}
         if output.output_type == "execute_result":
             output.execution_count = count

@@ -15,7 +15,7 @@ from uniego_utils.runs import run_name
 from uniego_utils.video import ClipDataset
 
 LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
-JUPYTER_NAMES = {"In", "Out"}  # plain containers that IPython keeps in a notebook's namespace
+JUPYTER_NAMES = {"In", "Out"}  # plain containers that IPython keeps among a notebook's names
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def open_stage(
     """Check a notebook's parameters and open its stage.
 
     Args:
-        names: the notebook's `globals()`. papermill only warns about a parameter that a notebook doesn't have,
-            so any plain value in them that was not passed on here is refused.
+        names: the notebook's `globals()`. papermill only warns about a parameter that a notebook doesn't
+            have, so any plain value in them that was not passed on here is refused.
         dataset: a card in `data_manifests/`.
         preset: a preset of that card.
         outputs: where everything is written; a relative path is meant from the project's folder.
@@ -107,7 +107,9 @@ def open_stage(
         if type(given[name]) is not kind:
             raise TypeError(f"parameter {name} should be {kind.__name__}, got {given[name]!r}")
     plain = {
-        name for name, value in names.items() if not name.startswith("_") and isinstance(value, LITERALS)
+        name
+        for name, value in names.items()
+        if isinstance(value, LITERALS) and not name.startswith("_") and not name.isupper()  # imported constants
     }
     if unknown := plain - given.keys() - own.keys() - JUPYTER_NAMES:
         valid = ", ".join([*given, *own])

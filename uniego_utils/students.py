@@ -1,7 +1,7 @@
 """Students: trained side by side in one pass over the data, each with a run folder of its own.
 
-A student's folder holds `model.safetensors` (the backbone), `objective.safetensors` (its projections, if any),
-`outputs.safetensors` (features and logits of every split), `history.jsonl` and `metrics.json`.
+A student's folder holds `model.safetensors` (the backbone), `objective.safetensors` (its projections, if any)
+and `outputs.safetensors` (features and logits of every split), beside `history.jsonl` and `metrics.json`.
 """
 
 from dataclasses import asdict
@@ -34,7 +34,7 @@ def load_outputs(folder: Path, split: str, cure: str) -> dict[str, Tensor]:
 def describe_training(
     stage: Stage, config: TrainConfig, start: dict[str, Tensor] | None, **inputs: object
 ) -> dict:
-    """What decides a student's weights, for its `config.json`: numbers and digests of what it was made from."""
+    """What decides a student's weights, for its `config.json`: numbers, and digests of its inputs."""
     weights = b"" if start is None else b"".join(start[name].numpy().tobytes() for name in sorted(start))
     return {
         "dataset": stage.card.name,
@@ -60,7 +60,7 @@ def train_students(
 ) -> None:
     """Train the learners in one pass over the ego clips and write `<folder>/<name>/` for each.
 
-    Students that are finished with the same config are reused; an interrupted pass resumes from its last epoch.
+    Students finished with the same config are reused; an interrupted pass resumes from its last epoch.
 
     Args:
         learners: by name, at their starts.

@@ -147,8 +147,8 @@ class ClipDataset(Dataset):
     def throughput(self) -> str:
         """Decode throughput so far, for logs."""
         rate = self.decoded_frames / max(self.decode_seconds, 1e-9)
-        what = f"{self.manifest.split} {self.view}"
-        return f"{what}: decoded {self.decoded_frames} frames in {self.decode_seconds:.1f} s ({rate:.0f} frames/s)"
+        frames = f"{self.decoded_frames} frames in {self.decode_seconds:.1f} s ({rate:.0f} frames/s)"
+        return f"{self.manifest.split} {self.view}: decoded {frames}"
 
     def __getitem__(self, item: tuple[int, int | None]) -> dict[str, Tensor | int]:
         row, seed = item

@@ -14,7 +14,7 @@ PATCH = 16  # pixels, side of a token
 
 
 class ConvStem(nn.Module):
-    """Strided 3x3 convolutions to tokens of 16 x 16 pixels: learns faster than a patch projection on few clips.
+    """Strided 3x3 convolutions to tokens of 16 x 16 pixels: learns faster than patches on few clips.
 
     BatchNorm, because the same stem with LayerNorm had learnt next to nothing after the same epochs.
     """
@@ -146,9 +146,9 @@ def resize_positions(positions: Tensor, count: int) -> Tensor:
 
 
 def inflate(model: TimeSformer, image_weights: dict[str, Tensor]) -> None:
-    """Start from an image ViT of timm: spatial weights copied, temporal attention a copy of the spatial one.
+    """Start from an image ViT of timm: spatial weights copied, temporal attention copies it.
 
-    The temporal projections stay zero, so that the inflated model first sees each frame as the image ViT does.
+    The temporal projections stay zero, so that the inflated model first sees frames as the ViT does.
 
     Raises:
         ValueError: the ViT lacks a needed weight or has another width or depth.
@@ -173,11 +173,12 @@ def inflate(model: TimeSformer, image_weights: dict[str, Tensor]) -> None:
     wrong = [name for name, value in renamed.items() if value.shape != own[name].shape]
     if wrong:
         raise ValueError(
-            f"the image ViT's {wrong[0]!r} is {tuple(renamed[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
+            f"the image ViT's {wrong[0]!r} is {tuple(renamed[wrong[0]].shape)}, "
+            f"not {tuple(own[wrong[0]].shape)}"
         )
     model.load_state_dict(own | renamed)
 
 
 def imagenet_weights(name: str = "vit_base_patch16_224.orig_in21k_ft_in1k") -> dict[str, Tensor]:
-    """Weights of a pretrained timm ViT (downloaded once to timm's cache); the default is the release's start."""
+    """Weights of a pretrained timm ViT (downloaded once to timm's cache); the release's by default."""
     return timm.create_model(name, pretrained=True).state_dict()

@@ -1,8 +1,8 @@
 """Teacher on depth: an encoder trained to predict relative inverse depth from RGB frames.
 
-It stands for Depth Anything (arXiv:2406.09414), whose frozen features the paper uses. The depth maps have to pass
-through one narrow code, so that the code says where body and room are; the code is the feature. As in Video
-Depth Anything (arXiv:2501.12375), a few frames are looked at together, so that the code knows motion.
+It stands for Depth Anything (arXiv:2406.09414), whose frozen features the paper uses. The depth maps have to
+pass through one narrow code, so that the code says where body and room are; the code is the feature. With
+`context` above one, frames are looked at together, as in Video Depth Anything (arXiv:2501.12375).
 """
 
 from dataclasses import dataclass, field
@@ -23,35 +23,38 @@ class Settings:
 
     num_frames: int = 16
     subtract_background: bool = False  # of the RGB input; for static cameras
-    pooling: str = "mean_std"  # over windows of frames
-    context: int = 4  # consecutive frames that one code explains
-    stride: int = 2  # frames between windows when features are extracted
+    pooling: str = "mean_std_speed"  # over windows of frames
+    context: int = 1  # consecutive frames that one code explains
+    stride: int = 1  # frames between windows when features are extracted
     channels: tuple[int, ...] = (16, 32, 64, 128)  # of the encoder's strided convolutions
     decoder: int = 256  # hidden units between code and depth maps: little, so that the code says it plainly
     depth_size: int = 16  # pixels, side of the predicted maps
-    windows_per_clip: int = 3  # drawn per clip and epoch
+    windows_per_clip: int = 4  # drawn per clip and epoch
     jitter: float = 0.2
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def align(depths: Tensor) -> Tensor:
-    """Each entry's maps (B, ...) minus their median, over the mean distance from it: no scale or shift."""
+    """Each entry's maps (B, ...) to zero mean and unit variance: free of scale and shift."""
     flat = depths.flatten(1)
-    centred = flat - flat.median(1, keepdim=True).values
-    return (centred / centred.abs().mean(1, keepdim=True).clamp(min=1e-6)).view_as(depths)
+    centred = flat - flat.mean(1, keepdim=True)
+    return (centred / centred.std(1, correction=0, keepdim=True).clamp(min=1e-6)).view_as(depths)
 
 
 def scale_shift_invariant_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of aligned maps (MiDaS, arXiv:1907.01341, equations 5-7).
+    """Mean squared difference of aligned maps, as MiDaS does (arXiv:1907.01341, section 5).
+
+    Squares and moments instead of the robust variant's absolute values and medians: the targets here have no
+    outliers, and the few near pixels of a head camera's own body should weigh most.
 
     Args:
         predicted, target: (B, ...) inverse depths, the maps of a window; the window's scale (positive) and
             shift do not matter in either.
 
     Returns:
-        A scalar >= 0; zero for maps that differ in scale and shift alone.
+        A scalar in [0, 4]: 2 - 2 * correlation. Zero for maps that differ in scale and shift alone.
     """
-    return (align(predicted) - align(target)).abs().mean()
+    return (align(predicted) - align(target)).square().mean()
 
 
 class DepthNet(nn.Module):

@@ -39,7 +39,9 @@ def decode(job: Job, manifest: Manifest, remove_background: bool) -> Tensor:
     video = replace(job.preset.video, num_frames=job.settings.num_frames, resize=size)
     dataset = ClipDataset(manifest, job.view, video)
     clips = torch.empty(len(dataset), video.num_frames, 3, size, size, dtype=torch.uint8)
-    for row in tqdm(range(len(dataset)), f"decode {manifest.split} {job.view}", disable=not job.progress, leave=False):
+    for row in tqdm(
+        range(len(dataset)), f"decode {manifest.split} {job.view}", disable=not job.progress, leave=False
+    ):
         frames = dataset.frames(row)
         top, left = ((room - size) // 2 for room in frames.shape[-2:])
         frames = frames[..., top : top + size, left : left + size]

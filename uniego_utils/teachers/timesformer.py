@@ -5,7 +5,6 @@ The paper's teacher is a TimeSformer-B of 768 features (section 4.1); this one i
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from uniego_utils.backbones.timesformer import SIZES, TimeSformer
@@ -61,7 +60,7 @@ def train(model: TimeSformer, job: Job, manifest: Manifest) -> list[dict]:
 def encode(model: TimeSformer, job: Job, manifest: Manifest) -> Tensor:
     """Class-token features (N, width)."""
     batches = loader(decode(job, manifest), job.settings.batch_size_eval)
-    return predict(model, batches, torch.device(job.device))["features"]
+    return predict(model, batches, job.device)["features"]
 
 
 def notes(job: Job) -> dict[str, str]:

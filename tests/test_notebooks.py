@@ -1,0 +1,173 @@
+"""The suite's contract: what a reader finds in every notebook, and that all run, in every way promised.
+
+The pipeline runs once, with the preset `smoke`; what comes after works on what it left.
+"""
+
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell
+
+from uniego_utils.runner import MAX_SHIPPED_BYTES, run_notebook
+
+PROJECT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+DATASET = "mocap"
+STUDENTS = ("02_proxy", "03_merging", "04_spd")
+# Folders of a machine, not of this project; the lookbehind spares URLs and relative paths.
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~}])(/(home|Users|root|tmp|var|mnt|opt|srv|work)/\w|[A-Z]:\\\\)")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_first_screen(path):
+    opening, parameters, *rest = nbformat.read(path, as_version=4).cells
+    assert opening.source.startswith(f"# {path.stem[:2]} · ")
+    assert all(f"**{promise}**" in opening.source for promise in ("Reads", "Writes", "Takes", "Next"))
+    assert parameters.metadata.get("tags") == ["parameters"]
+    assert not any("parameters" in cell.metadata.get("tags", []) for cell in rest), (
+        "only the first one counts"
+    )
+    check_parameters(parameters.source)
+    headings = [line for cell in rest for line in cell.source.splitlines() if line.startswith("## ")]
+    assert headings[-1].startswith("## Try this")
+    assert rest[-1].cell_type == "markdown"
+
+
+def check_parameters(source: str) -> None:
+    """Every line of a parameters cell is `name: type = literal  # comment`, the literal of that type."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+    for statement in ast.parse(source).body:
+        text = ast.unparse(statement)
+        assert isinstance(statement, ast.AnnAssign), f"no type: {text}"
+        assert isinstance(statement.annotation, ast.Name), f"papermill reads plain types only: {text}"
+        value = ast.literal_eval(statement.value)  # raises ValueError for anything but a literal
+        assert type(value).__name__ == statement.annotation.id, f"another type than declared: {text}"
+        assert statement.end_lineno in commented, f"no comment: {text}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_shipped_with_outputs_and_without_this_machine(path):
+    assert path.stat().st_size <= MAX_SHIPPED_BYTES
+    cells = nbformat.read(path, as_version=4).cells
+    assert any(cell.get("outputs") for cell in cells[2:]), "readers see nothing; run `make notebooks`"
+    for cell in cells:
+        outputs = [output for output in cell.get("outputs", [])]
+        assert all(output.output_type != "error" for output in outputs)
+        texts = [cell.source, *(output.get("text", "") for output in outputs)]
+        texts += [
+            text
+            for output in outputs
+            for kind, text in output.get("data", {}).items()
+            if kind.startswith("text/") or kind.endswith("svg+xml")
+        ]
+        for text in texts:
+            found = ABSOLUTE_PATH.search(text)
+            assert found is None and str(PROJECT) not in text, f"a path of one machine in: {text[:300]}"
+
+
+def test_the_pipeline_takes_its_teachers_from_the_card(tmp_path):
+    settings = [f"outputs={tmp_path}", f"dataset={DATASET}", "seeds=[0,3]"]
+    command = ["-m", "snakemake", "--profile", "profiles/default", "--dry-run", "--quiet", "reason"]
+    ended = subprocess.run(
+        [sys.executable, *command, "--config", *settings], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    teachers = yaml.safe_load((PROJECT / "data_manifests" / f"{DATASET}.yaml").read_text())["teachers"]
+    for teacher in teachers:
+        assert f"01_teacher_extraction/{teacher}.ipynb" in ended.stdout + ended.stderr
+    assert "seed3/04_spd.ipynb" in ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    """The outputs folder of the whole pipeline, run once with the preset `smoke`."""
+    folder = tmp_path_factory.mktemp("suite") / "outputs"
+    run_in(folder, "00_data")
+    run_in(folder, "01_teacher_extraction", teacher="each")
+    run_in(folder, "02_proxy", teacher="each")
+    run_in(folder, "03_merging")
+    run_in(folder, "04_spd")
+    run_in(folder, "10_report", seeds=[0])
+    return folder
+
+
+def run_in(outputs: Path, name: str, **parameters: object) -> Path:
+    """Run a notebook small, with everything written below `outputs`; returns the executed notebook."""
+    common = {"dataset": DATASET, "preset": "smoke", "outputs": str(outputs), "interactive": False}
+    seed = {} if "seeds" in parameters else {"seed": 0}
+    out = outputs / DATASET / "notebooks" / f"{name}.ipynb"
+    notebook = PROJECT / "notebooks" / f"{name}.ipynb"
+    return run_notebook(notebook, out, {**common, **seed, **parameters}, threads=2, timeout=600)
+
+
+def test_pipeline(outputs):
+    executed = sorted((outputs / DATASET / "notebooks").iterdir())
+    assert [path.name for path in executed] == [path.name for path in NOTEBOOKS]
+    report = outputs / DATASET / "10_report"
+    assert (report / "results.txt").read_text().strip()
+    page = (report / "index.html").read_text()
+    assert "<table" in page and "data:image/png" in page
+    assert not re.search(r"(src|href)=.(https?:)?//", page), "the page should need no network"
+    leftovers = [path for path in outputs.rglob("*") if path.suffix in (".partial", ".pkl", ".pt")]
+    assert not leftovers
+
+
+def test_rerun_reuses_finished_runs(outputs):
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for name in STUDENTS
+        for pattern in ("metrics.json", "model.safetensors")
+        for path in (outputs / DATASET / name).rglob(pattern)
+    }
+    assert before
+    for name in STUDENTS:
+        run_in(outputs, name)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+
+
+def test_plain_papermill_from_another_folder(outputs, tmp_path):
+    command = ["-m", "papermill", PROJECT / "notebooks" / "04_spd.ipynb", "out.ipynb", "--no-progress-bar"]
+    parameters = ["-p", "preset", "smoke", "-p", "outputs", outputs]
+    ended = subprocess.run(
+        [sys.executable, *command, *parameters], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
+
+
+def test_papermill_with_an_unknown_parameter_is_refused(outputs, tmp_path):
+    command = ["-m", "papermill", PROJECT / "notebooks" / "04_spd.ipynb", "out.ipynb", "--no-progress-bar"]
+    parameters = ["-p", "preset", "smoke", "-p", "outputs", outputs, "-p", "sede", "1"]
+    ended = subprocess.run(
+        [sys.executable, *command, *parameters], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode != 0
+    assert "unknown parameter sede; this notebook takes dataset, preset, seed" in ended.stderr
+
+
+def test_nbval_on_the_notebooks_as_shipped(outputs, tmp_path):
+    small = f"preset = 'smoke'\noutputs = {str(outputs)!r}\ninteractive = False"
+    for path in NOTEBOOKS:
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells.insert(2, new_code_cell(small))  # nbval has no parameters
+        nbformat.write(notebook, tmp_path / path.name)
+    options = ["-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", "-q", f"--rootdir={tmp_path}"]
+    options += ["-c", os.devnull, tmp_path]
+    ended = subprocess.run([sys.executable, "-m", "pytest", *options], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-6000:]
+
+
+def test_ci_runs_what_the_readme_says():
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert "make demo" in readme and "make test" in readme
+    assert (PROJECT / ".ci" / "run").read_text().strip().splitlines()[-1] == "make test"

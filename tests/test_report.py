@@ -1,0 +1,203 @@
+"""Tables over seeds against scipy and slow loops, and a page that stands alone."""
+
+import base64
+import re
+import statistics
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from uniego_utils.report import (
+    collect,
+    interval,
+    paired_differences,
+    results_table,
+    summarise,
+    text_table,
+    write_page,
+)
+from uniego_utils.runs import finish_run
+
+TOP1 = {"uniego": [61.0, 58.5, 64.0], "none": [55.0, 59.0, 57.5], "all": [60.0, 58.0, 61.5]}  # seeds 0, 1, 2
+LABELS = {"uniego": "UNIEGO", "none": "Ego baseline", "all": "Naive"}
+
+
+def metrics(top1):
+    """Scores with numbers of their own for every split."""
+    return {
+        "train_top1": top1 + 20,
+        "train_nll": 0.1 + top1 / 1000,
+        "val_top1": top1 + 1,
+        "val_nll": 1.1,
+        "test_top1": top1,
+        "test_nll": 3 - top1 / 50,
+    }
+
+
+@pytest.fixture
+def folders(tmp_path):
+    result = {}
+    for method, scores in TOP1.items():
+        result[method] = {seed: tmp_path / method / f"seed{seed}" for seed in range(len(scores))}
+        for seed, top1 in enumerate(scores):
+            finish_run(result[method][seed], metrics(top1))
+    return result
+
+
+@pytest.fixture
+def scores(folders):
+    return collect(folders)
+
+
+def test_collect_has_a_row_per_method_and_seed_in_order(scores):
+    expected = [(method, seed) for method in TOP1 for seed in range(3)]
+    assert list(zip(scores["method"], scores["seed"], strict=True)) == expected
+    assert scores["test_top1"].tolist() == [value for values in TOP1.values() for value in values]
+
+
+def test_collect_lists_all_missing_runs_and_the_cure(folders, tmp_path):
+    missing = [tmp_path / "merged" / f"seed{seed}" for seed in range(8)]
+    with pytest.raises(FileNotFoundError) as caught:
+        collect({**folders, "merged": dict(enumerate(missing))})
+    message = str(caught.value)
+    assert "8 runs are missing" in message and "run notebooks 02 to 04" in message
+    assert [str(path) for path in missing if str(path) not in message] == []
+    assert str(folders["uniego"][0]) not in message
+
+
+def test_the_interval_is_students():
+    values = [1.0, 4.0, 2.5, 3.0]
+    slow = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(pd.Series(values)) == pytest.approx(tuple(slow))
+
+
+def test_one_value_has_no_interval():
+    assert all(pd.isna(limit) for limit in interval(pd.Series([1.0])))
+
+
+@pytest.mark.parametrize("column", ["test_top1", "test_nll"])
+def test_paired_differences_agree_with_scipy(scores, column):
+    table = paired_differences(scores, "uniego", column).set_index("method")
+    assert list(table.index) == ["none", "all"]
+    values = {method: rows[column].tolist() for method, rows in scores.groupby("method")}
+    for method in ("none", "all"):
+        low, high = stats.ttest_rel(values["uniego"], values[method]).confidence_interval(0.95)
+        differences = [a - b for a, b in zip(values["uniego"], values[method], strict=True)]
+        row = table.loc[method]
+        assert (row["low"], row["high"]) == pytest.approx((low, high))
+        assert row["mean"] == pytest.approx(statistics.mean(differences))
+        assert row["sd"] == pytest.approx(statistics.stdev(differences))
+        assert row["positive"] == f"{sum(d > 0 for d in differences)}/3"
+
+
+def test_differences_are_paired_by_seed_whatever_the_order_of_rows(scores):
+    shuffled = scores.sample(frac=1, random_state=0)
+    shuffled["method"] = pd.Categorical(shuffled["method"], list(TOP1)).astype(str)
+    table = paired_differences(shuffled, "uniego", "test_top1").set_index("method").sort_index()
+    expected = paired_differences(scores, "uniego", "test_top1").set_index("method").sort_index()
+    pd.testing.assert_frame_equal(table, expected)
+
+
+def test_a_seed_that_one_method_lacks_is_in_no_pair(scores):
+    without = scores[~((scores["method"] == "none") & (scores["seed"] == 2))]
+    row = paired_differences(without, "uniego", "test_top1").set_index("method").loc["none"]
+    both = stats.ttest_rel(TOP1["uniego"][:2], TOP1["none"][:2]).confidence_interval(0.95)
+    assert row["positive"] == "1/2" and (row["low"], row["high"]) == pytest.approx(tuple(both))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_summary_agrees_with_slow_means(scores, split):
+    table = summarise(scores, split).set_index("method")
+    assert list(table.index) == list(TOP1)
+    for method, values in TOP1.items():
+        each = [metrics(value) for value in values]
+        for name in ("top1", "nll"):
+            of_split = [one[f"{split}_{name}"] for one in each]
+            assert table.loc[method, name] == pytest.approx(statistics.mean(of_split))
+            assert table.loc[method, f"{name}_sd"] == pytest.approx(statistics.stdev(of_split))
+        assert table.loc[method, "train_top1"] == pytest.approx(statistics.mean(values) + 20)
+        assert table.loc[method, "seeds"] == 3
+
+
+def test_the_results_table_shows_mean_spread_and_difference(scores):
+    table = results_table(scores, LABELS).set_index("Method")
+    mean, sd = statistics.mean(TOP1["none"]), statistics.stdev(TOP1["none"])
+    assert table.loc["Ego baseline", "Accuracy (%)"] == f"{mean:.1f} ± {sd:.1f}"
+    low, high = stats.ttest_rel(TOP1["uniego"], TOP1["none"]).confidence_interval(0.95)
+    difference = statistics.mean(TOP1["uniego"]) - mean
+    assert (
+        table.loc["Ego baseline", "UNIEGO minus it (points)"]
+        == f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+    )
+    assert table.loc["UNIEGO", "UNIEGO minus it (points)"] == ""
+
+
+def test_one_seed_gives_a_table_without_spread(scores):
+    table = results_table(scores[scores["seed"] == 0], LABELS).set_index("Method")
+    assert table.loc["Naive", "Accuracy (%)"] == "60.0"
+    assert table.loc["Naive", "UNIEGO minus it (points)"] == "+1.0"
+
+
+def test_a_text_table_is_aligned_markdown(scores):
+    table = results_table(scores, LABELS)
+    lines = text_table(table).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [[i for i, c in enumerate(line) if c == "|"] for line in lines[2:]] == [
+        [i for i, c in enumerate(lines[0]) if c == "|"]
+    ] * len(table)
+    assert re.fullmatch(r"\|(-+\|)+", lines[1])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == list(table.columns) and cells[2:] == table.to_numpy().tolist()
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, and the text it would show."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.shown = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "data", "srcset")]
+
+    def handle_data(self, data):
+        self.shown += data
+
+
+NASTY = "<script>alert('a & b')</script>"
+
+
+@pytest.fixture
+def page(tmp_path, scores):
+    (tmp_path / "figure.png").write_bytes(b"\x89PNG picture")
+    nasty = pd.DataFrame({NASTY: [NASTY]})
+    sections = [
+        ("Scores", "One row a method.", results_table(scores, LABELS)),
+        (NASTY, NASTY, nasty),
+        ("It's a figure", "As drawn.", tmp_path / "figure.png"),
+    ]
+    write_page(tmp_path / "page" / "report.html", NASTY, sections)
+    return (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_page_stands_alone(page):
+    embedded = "data:image/png;base64," + base64.b64encode(b"\x89PNG picture").decode()
+    assert Page(page).sources == [embedded]
+    assert "http://" not in page and "https://" not in page and "url(" not in page and "@import" not in page
+    assert not {"script", "link", "iframe"} & set(Page(page).tags)
+
+
+def test_a_page_shows_what_was_given_as_text(page):
+    shown = Page(page).shown
+    assert (
+        shown.count(NASTY) == 6
+    )  # title, heading of the page, section's heading and sentence, column and cell
+    assert "One row a method." in shown and "Ego baseline" in shown
+
+
+def test_a_page_fits_a_phone(page):
+    assert "width=device-width" in page and "max-width:100%" in page and "overflow-x:auto" in page

@@ -1,0 +1,136 @@
+"""Opening a notebook: every parameter is checked, and paths mean the same from everywhere."""
+
+import types
+
+import pytest
+import torch
+
+from uniego_utils.manifests import PROJECT, load_card
+from uniego_utils.recipes import RELEASED
+from uniego_utils.stage import open_stage
+from uniego_utils.widgets import explore
+
+DATASET = "mocap"
+PRESET = next(iter(load_card(DATASET).presets))
+GIVEN = dict(dataset=DATASET, preset=PRESET, seed=0, outputs="outputs")
+
+
+def opened(names=None, **changed):
+    return open_stage({**GIVEN, **(names or {})}, **{**GIVEN, **changed})
+
+
+def test_a_stage_has_the_cards_numbers():
+    stage, card = opened(), load_card(DATASET)
+    assert stage.card == card and stage.preset == card.preset(PRESET) and stage.recipe_name == "paper"
+    for name, value in stage.preset.method.items():
+        assert getattr(stage.method, name) == value
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(dataset="mocpa"), "unknown dataset 'mocpa'.*mocap"),
+        (dict(preset="huge"), f"unknown preset 'huge'.*{PRESET}"),
+        (dict(recipe="mine"), "unknown recipe 'mine'.*paper, released"),
+    ],
+)
+def test_unknown_choices_list_the_valid_ones(changed, message):
+    with pytest.raises(ValueError, match=message):
+        opened(**changed)
+
+
+def test_an_unknown_parameter_lists_the_valid_ones():
+    with pytest.raises(
+        ValueError, match="unknown parameter sede; this notebook takes dataset, .*seed.*, teacher$"
+    ):
+        opened({"sede": 3, "teacher": "ego"}, teacher="ego")
+
+
+@pytest.mark.parametrize("value", [True, 0.5, "x", [1], (1,), {"a": 1}, None])
+def test_every_plain_value_counts_as_a_parameter(value):
+    with pytest.raises(ValueError, match="unknown parameter stray"):
+        opened({"stray": value})
+
+
+def test_imports_and_private_names_are_no_parameters():
+    namespace = {"_": 3, "_i1": "x", "In": [], "Out": {}, "torch": torch, "path": PROJECT, "f": opened}
+    assert opened(namespace | {"module": types.ModuleType("m")}).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", "0"),
+        ("seed", True),
+        ("seed", 1.0),
+        ("outputs", None),
+        ("outputs", PROJECT),
+        ("interactive", "False"),
+        ("interactive", 0),
+        ("preset", 3),
+        ("backbone", None),
+    ],
+)
+def test_a_parameter_of_a_wrong_type_is_named(name, value):
+    with pytest.raises(TypeError, match=f"parameter {name} should be"):
+        opened(**{name: value})
+
+
+def test_relative_paths_are_meant_from_the_project(tmp_path, monkeypatch):
+    before = opened(outputs="../elsewhere", data_root="data")
+    monkeypatch.chdir(tmp_path)
+    after = opened(outputs="../elsewhere", data_root="data")
+    assert before.outputs == after.outputs == PROJECT.parent / "elsewhere" / DATASET
+    assert before.data_root == after.data_root == PROJECT / "data"
+
+
+def test_absolute_paths_stay(tmp_path):
+    stage = opened(outputs=str(tmp_path / "out"), data_root=str(tmp_path / "data"))
+    assert stage.outputs == tmp_path / "out" / DATASET and stage.data_root == tmp_path / "data"
+
+
+def test_clips_lie_below_the_outputs_unless_said(tmp_path):
+    assert opened(outputs=str(tmp_path)).data_root == tmp_path / DATASET / "00_data"
+
+
+def test_opening_a_stage_writes_nothing(tmp_path):
+    opened(outputs=str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_folders_are_named_by_seed_recipe_and_changes(tmp_path):
+    def folder(stage, **changed):
+        return str(stage.folder("04_spd", **changed).relative_to(tmp_path / DATASET))
+
+    out = dict(outputs=str(tmp_path), seed=2)
+    assert folder(opened(**out)) == "04_spd/seed2"
+    assert folder(opened(**out), k=3) == "04_spd/seed2-k=3"
+    assert folder(opened(**out, recipe="released")) == "04_spd/seed2-recipe=released"
+    assert folder(opened(**out, backbone="other")) == "04_spd/seed2-backbone=other"
+    usual = load_card(DATASET).preset(PRESET).backbone
+    assert folder(opened(**out, backbone=usual)) == "04_spd/seed2"
+
+
+def test_the_released_recipe_is_the_released_one():
+    assert opened(recipe="released").recipe is RELEASED
+
+
+def test_an_unknown_split_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="no split 'tset'.*train, val, test"):
+        opened().manifest("tset")
+
+
+def test_a_stages_backbone_is_drawn_from_its_seed():
+    one, same, other = (opened(seed=seed).backbone().head.weight for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_an_unknown_backbone_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="'resnet'.*timesformer"):
+        opened(backbone="resnet").backbone()
+
+
+def test_headless_exploring_draws_the_first_choices_once():
+    drawn = []
+    explore(lambda **choices: drawn.append(choices), False, clip=[3, 4], view=("ego", "exo"))
+    assert drawn == [{"clip": 3, "view": "ego"}]
