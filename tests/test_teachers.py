@@ -32,7 +32,7 @@ SETTINGS = {
     "timesformer": {"num_frames": 4},
     "skego": {"num_frames": 4},
     "stgcn": {"channels": (8, 8), "strides": (1, 2)},
-    "depth": {"num_frames": 4, "channels": (4, 8, 8), "context": 2, "windows_per_clip": 2},
+    "depth": {"num_frames": 4, "channels": (4, 8, 8), "context": 2, "pooling": "mean_std"},
     "dino": {"num_frames": 4, "depth": 1, "heads": 2, "prototypes": 8, "bottleneck": 8, "pooling": "mean"},
     "siglip": {"num_frames": 4, "depth": 1, "heads": 2, "frames_per_clip": 2, "pooling": "mean"},
 }

@@ -7,7 +7,7 @@ A card (`data_manifests/<dataset>.yaml`) says everything that differs between da
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import pandas as pd
 import yaml
@@ -108,6 +108,7 @@ class Preset:
     spd: TrainConfig  # Level II and its equal-compute controls
     start: TrainConfig | None = None  # trains the common start on labels; None: ImageNet weights from timm
     teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by teacher model
+    teacher_video: Mapping[str, Any] = field(default_factory=dict)  # changes of `video`
     method: Mapping[str, Any] = field(default_factory=dict)  # overrides of the card's method
 
 
@@ -156,6 +157,8 @@ def load_card(dataset: str, folder: Path = CARDS) -> Card:
         names = ", ".join(sorted(card.stem for card in Path(folder).glob("*.yaml")))
         raise ValueError(f"unknown dataset {dataset!r}: {path} does not exist; there are cards for {names}")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping) or not isinstance(content.get("presets"), Mapping):
+        raise ValueError(f"{path.name}: expected the fields of a card with a mapping `presets`")
     content["presets"] = {name: _with_base(name, content["presets"], path) for name in content["presets"]}
     card = from_mapping(Card, content, path.name)
     if card.name != dataset:
@@ -163,10 +166,17 @@ def load_card(dataset: str, folder: Path = CARDS) -> Card:
     for key, teacher in card.teachers.items():
         if teacher.viewpoint not in VIEWS or not key.startswith(f"{teacher.viewpoint}_"):
             raise ValueError(f"{path.name}: teacher {key!r} has viewpoint {teacher.viewpoint!r}; see {VIEWS}")
+    hyperparameters = [entry.name for entry in fields(MethodCard)]
+    for key, preset in card.presets.items():
+        if unknown := preset.method.keys() - set(hyperparameters):
+            raise ValueError(
+                f"{path.name}: presets.{key}: method: unknown {', '.join(sorted(unknown))}; "
+                f"valid fields are {', '.join(hyperparameters)}"
+            )
     return card
 
 
-def _with_base(name: str, presets: Mapping[str, dict], path: Path) -> dict:
+def _with_base(name: str, presets: Mapping[str, dict], path: Path, above: tuple[str, ...] = ()) -> dict:
     """A preset with `like: other` starts from that other preset and changes only what it names."""
     preset = dict(presets[name])
     base = preset.pop("like", None)
@@ -174,7 +184,9 @@ def _with_base(name: str, presets: Mapping[str, dict], path: Path) -> dict:
         return preset
     if base not in presets:
         raise ValueError(f"{path.name}: preset {name!r} is like {base!r}, which does not exist")
-    return merged(_with_base(base, presets, path), preset)
+    if base in (*above, name):
+        raise ValueError(f"{path.name}: preset {name!r} is like {base!r}, which is in turn like it")
+    return merged(_with_base(base, presets, path, (*above, name)), preset)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,13 +224,19 @@ def _convert(hint: Any, value: object, where: str) -> Any:
         if type(None) in arguments:
             return None
         raise ValueError(f"{where} is empty")
-    hint = next((kind for kind in arguments if is_dataclass(kind)), hint) if type(None) in arguments else hint
+    if type(None) in arguments:  # `kind | None`
+        return _convert(next(kind for kind in arguments if kind is not type(None)), value, where)
     if is_dataclass(hint):
         return from_mapping(hint, value, where)
     if isinstance(value, Mapping) and arguments and is_dataclass(arguments[-1]):
         return {key: from_mapping(arguments[-1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if isinstance(value, list):
-        return tuple(value)
+    kind = get_origin(hint)
+    if kind is tuple:
+        if not isinstance(value, list | tuple) or (... not in arguments and len(value) != len(arguments)):
+            raise ValueError(f"{where} should be a list like {hint}, got {value!r}")
+        return tuple(_convert(arguments[0], entry, where) for entry in value)
+    if kind is Mapping and not isinstance(value, Mapping):
+        raise ValueError(f"{where} should be a mapping, got {value!r}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool) and type(value) is not hint:
@@ -269,7 +287,10 @@ def load_manifest(path: Path, classes: tuple[str, ...], root: Path) -> Manifest:
     path, root = Path(path), Path(root)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; run notebook 00_data first")
-    rows = pd.read_csv(path, dtype={"clip_id": str, "take": str, "subject": str, "label": str})
+    try:
+        rows = pd.read_csv(path, dtype={"clip_id": str, "take": str, "subject": str, "label": str})
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} is no table of clips ({error}); run notebook 00_data again") from None
     if absent := [name for name in REQUIRED_COLUMNS if name not in rows]:
         raise ValueError(f"{path} lacks the columns {', '.join(absent)}")
     if rows.empty:
@@ -282,12 +303,19 @@ def load_manifest(path: Path, classes: tuple[str, ...], root: Path) -> Manifest:
         "a duplicate id",
     )
     _refuse(path, rows, ~rows["label"].isin(classes), "label", f"a label outside {', '.join(classes)}")
+    for column in ("start_s", "end_s"):
+        times = pd.to_numeric(rows[column], errors="coerce")
+        _refuse(path, rows, times.isna() & rows[column].notna(), column, "a time that is no number")
+        rows[column] = times
+    for column in ("ego_video", "exo_video"):
+        _refuse(path, rows, rows[column].isna(), column, "no file")
     _refuse(path, rows, ~(rows["end_s"] > rows["start_s"]), "end_s", "an empty time span")
     for column in [name for name in rows if name.endswith(("_video", "_depth")) or name == "skeleton"]:
         given = rows[column].dropna()
         bad = [row for row, name in given.items() if not _has_content(root / name)]
         _refuse(path, rows, rows.index.isin(bad), column, f"a missing or empty file below {root}")
-    identity = rows[[*REQUIRED_COLUMNS]].to_csv(index=False)
+    more = [name for name in rows if name.endswith("_depth") or name == "skeleton"]  # teachers read these
+    identity = rows[[*REQUIRED_COLUMNS, *more]].to_csv(index=False)
     return Manifest(path.stem, rows, tuple(classes), root, digest(identity.encode()))
 
 

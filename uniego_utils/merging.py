@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from uniego_utils.manifests import MergeConfig
@@ -36,7 +35,7 @@ def merge_weights(proxies: list[Weights], alpha: Tensor) -> Weights:
     Raises:
         ValueError: alpha is not on the simplex, or the proxies are of different architectures.
     """
-    if alpha.shape != (len(proxies),) or (alpha < 0).any() or not torch.isclose(alpha.sum(), torch.ones(())):
+    if alpha.shape != (len(proxies),) or (alpha < 0).any() or not abs(alpha.sum().item() - 1) <= 1e-5:
         raise ValueError(
             f"{len(proxies)} proxies need as many weights >= 0 that sum to 1, got {alpha.tolist()}"
         )
@@ -107,7 +106,24 @@ def learn_alpha(
 
 def reestimate_statistics(model: nn.Module, batches: Iterable[dict], device: torch.device) -> None:
     """BatchNorm's running statistics, measured anew: the proxies' combined are not the merged model's."""
-    update_bn((batch["clips"] for batch in batches), model.to(device), device)
+    model.to(device).train()
+    sums: dict[nn.Module, list] = {}  # of each norm's inputs: count, sum and sum of squares per channel
+
+    def gather(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        values = inputs[0].detach().double().transpose(0, 1).flatten(1)  # (channels, all else)
+        new = [values.shape[1], values.sum(1), values.square().sum(1)]
+        sums[norm] = [a + b for a, b in zip(sums.get(norm, (0, 0, 0)), new, strict=True)]
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(gather) for norm in norms]
+    with torch.no_grad():
+        for batch in batches if norms else ():
+            model(batch["clips"].to(device))
+    for hook in hooks:
+        hook.remove()
+    for norm, (count, total, squares) in sums.items():
+        norm.running_mean.copy_(total / count)
+        norm.running_var.copy_((squares - total.square() / count) / (count - 1))
     model.eval()
 
 

@@ -105,10 +105,12 @@ class SelectiveDistillation(Classification):
     ):
         super().__init__(label_smoothing)
         n, r, c = logits.shape
-        if features.shape[:2] != (n, r) or selected.shape != (n, r) or selected.dtype != torch.bool:
+        fits = labels.shape == (n,) and features.shape[:2] == selected.shape == (n, r)
+        if not fits or selected.dtype != torch.bool:
             raise ValueError(
-                f"features {tuple(features.shape)}, logits {tuple(logits.shape)} and "
-                f"selected {tuple(selected.shape)} ({selected.dtype}) do not describe the same clips"
+                f"features {tuple(features.shape)}, logits {tuple(logits.shape)}, "
+                f"labels {tuple(labels.shape)} and selected {tuple(selected.shape)} ({selected.dtype}) "
+                "do not describe the same clips"
             )
         if not (features.isfinite().all() and logits.isfinite().all()):
             raise ValueError("proxies' features or logits are not finite; train these proxies again")

@@ -74,7 +74,7 @@ def paired_differences(scores: pd.DataFrame, of: str, column: str) -> pd.DataFra
     for method in dict.fromkeys(scores["method"]):
         if method == of:
             continue
-        difference = wide[of] - wide[method]
+        difference = (wide[of] - wide[method]).dropna()  # seeds that both have
         low, high = interval(difference)
         rows.append(
             {

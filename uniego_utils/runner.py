@@ -354,7 +354,8 @@ def clean_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode]
             continue
         if output.output_type == "stream":
             # A progress bar overwrites its line again and again: keep the last state.
-            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+            lines = output.text.replace("\r\n", "\n").split("\n")
+            output.text = "\n".join(line.rpartition("\r")[2] for line in lines)
             if kept and kept[-1].output_type == "stream":
                 kept[-1].text += output.text
                 continue

@@ -109,7 +109,8 @@ def open_stage(
     plain = {
         name
         for name, value in names.items()
-        if isinstance(value, LITERALS) and not name.startswith("_") and not name.isupper()  # imported constants
+        # capitals are imported constants
+        if isinstance(value, LITERALS) and not name.startswith("_") and not name.isupper()
     }
     if unknown := plain - given.keys() - own.keys() - JUPYTER_NAMES:
         valid = ", ".join([*given, *own])

@@ -99,6 +99,9 @@ def fit(
     optimizers = {name: create_optimizer(learner.parameters, config) for name, learner in learners.items()}
     history: dict[str, list[dict]] = {name: [] for name in learners}
     first = _resume(checkpoint, learners, optimizers, history, device)
+    for learner in learners.values():
+        learner.model.eval()  # stays so if the checkpoint is of the last epoch
+        learner.objective.eval()
 
     bar = tqdm(
         total=config.epochs, initial=first, desc=describe, unit="epoch", disable=not progress, leave=False

@@ -35,6 +35,7 @@ def plan(
         raise ValueError(f"{key}: unknown model {teacher.model!r}; choose one of {', '.join(MODULES)}")
     content = merged(preset.teachers.get(teacher.model, {}), teacher.settings)
     settings = from_mapping(MODULES[teacher.model].Settings, content, f"{card.name}: settings of {key}")
+    preset = replace(preset, video=replace(preset.video, **preset.teacher_video))
     return Job(key, teacher, settings, card, preset, torch.device(device), progress=progress)
 
 
@@ -69,7 +70,7 @@ def fit_teacher(
             if name not in ("label", "licence", "settings")
         },
         "settings": asdict(job.settings),
-        "video": asdict(preset.video),
+        "video": asdict(job.preset.video),
         "manifest": manifest.digest,
         "seed": seed,
     }

@@ -111,5 +111,6 @@ def preload(job: Job, manifest: Manifest, remove_background: bool, **video_chang
     video = replace(job.preset.video, **video_changes)
     dataset = ClipDataset(manifest, job.view, video).preload(job.progress)
     if remove_background:
-        dataset.cached = [(subtract_background(frames), fps, first) for frames, fps, first in dataset.cached]
+        for row, (frames, fps, first) in enumerate(dataset.cached):  # one by one: never all of them twice
+            dataset.cached[row] = (subtract_background(frames), fps, first)
     return dataset

@@ -128,11 +128,14 @@ def encode_frames(
     """Clips (N, T, 3, S, S) uint8 through `encoder` and pooled: (N, width) float32 on the CPU.
 
     `encoder` takes normalised clips (B, T, 3, S, S) and gives (B, any number, D), pooled over the number.
+    With the setting `mirror`, the features are means over each clip and its mirror image.
     """
     features = []
     for clips in frames.split(clips_per_batch):
-        codes = encoder(normalise(clips.to(job.device), job.preset.video)).float()
-        features.append(pool_frames(codes, job.settings.pooling).cpu())
+        clips = normalise(clips.to(job.device), job.preset.video)
+        seen = [clips, clips.flip(-1)] if job.settings.mirror else [clips]
+        pooled = [pool_frames(encoder(view).float(), job.settings.pooling) for view in seen]
+        features.append(torch.stack(pooled).mean(0).cpu())
     return torch.cat(features)
 
 
@@ -140,8 +143,9 @@ def notes(job: Job, model: str) -> dict[str, str]:
     """How an image teacher's features were made."""
     settings, size = job.settings, job.preset.video.image_size
     background = ", background subtracted" if settings.subtract_background else ""
+    mirrored = ", mean with the mirrored clip" if settings.mirror else ""
     return {
         "model": model,
         "preprocessing": f"{settings.num_frames} frames of {size} x {size} pixels{background}",
-        "pooling": f"{settings.pooling} over frames",
+        "pooling": f"{settings.pooling} over frames{mirrored}",
     }

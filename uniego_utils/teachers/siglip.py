@@ -27,6 +27,7 @@ class Settings:
     num_frames: int = 16
     subtract_background: bool = False  # for static cameras
     pooling: str = "mean"  # over frames
+    mirror: bool = True  # features are means over the clip and its mirror image
     depth: int = 3
     heads: int = 3
     text_width: int = 64
