@@ -20,7 +20,7 @@ help:
 	@echo "make test       lint, then every test, then every notebook at a small size"
 	@echo "make lint       ruff alone"
 	@echo "make lab        JupyterLab on the notebooks"
-	@echo "make notebooks  put the outputs of the last demo into the notebooks in notebooks/"
+	@echo "make notebooks  put the outputs and figures of the last demo into notebooks/ and docs/figures/"
 
 demo: .venv/ready
 	$(BIN)/snakemake --profile profiles/$(PROFILE) --config \
@@ -42,6 +42,7 @@ lab: .venv/ready
 
 notebooks: .venv/ready
 	$(BIN)/python -m uniego_utils.runner ship $(OUTPUTS)/$(DATASET)/notebooks notebooks
+	cp $(addprefix $(OUTPUTS)/$(DATASET)/,00_data/clip.png 01_teacher_extraction/probe.png 10_report/results.png) docs/figures
 
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

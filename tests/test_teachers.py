@@ -330,13 +330,13 @@ def test_fit_and_extract(clips, tmp_path, key):
     preset, folder = preset_of(card), tmp_path / key
     draws = torch.random.get_rng_state()
     model = teachers.fit_teacher(key, card, preset, manifest, folder, 0, "cpu", progress=False)
+    assert torch.equal(draws, torch.random.get_rng_state())  # training leaves the caller's draws alone
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "history.jsonl", "metrics.json", "model.safetensors", "finished",
     }  # fmt: skip
     features = teachers.extract(key, model, card, preset, manifest, "cpu", progress=False)
     check_features(features, manifest.rows["clip_id"].tolist(), card.teachers[key].width, key)
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-    assert torch.equal(draws, torch.random.get_rng_state())  # training leaves the caller's draws alone
 
     written = (folder / "model.safetensors").stat().st_mtime_ns
     again = teachers.fit_teacher(key, card, preset, manifest, folder, 0, "cpu", progress=False)

@@ -150,7 +150,7 @@ def load_card(dataset: str, folder: Path = CARDS) -> Card:
 
     Raises:
         ValueError: no such card (the message lists those there are), an unknown or missing field, a preset
-            that names an unknown base, teachers out of the shared order.
+            that names an unknown base, a teacher whose key and viewpoint disagree.
     """
     path = Path(folder) / f"{dataset}.yaml"
     if not path.is_file():

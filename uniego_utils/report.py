@@ -2,13 +2,15 @@
 
 import base64
 import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
-from uniego_utils.runs import is_finished, write_text
+from uniego_utils.runs import FINISHED, is_finished, write_text
+from uniego_utils.stage import Stage
 from uniego_utils.training import read_metrics
 
 CONFIDENCE = 0.95
@@ -42,6 +44,22 @@ def collect(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
         for seed, path in seeds.items()
     ]
     return pd.DataFrame(rows)
+
+
+def finished_seeds(stage: Stage) -> list[int]:
+    """Seeds whose Level II is finished for this stage's recipe and backbone, in order.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    suffix = stage.folder("04_spd").name.removeprefix(f"seed{stage.seed}")
+    names = [path.parents[1].name for path in (stage.outputs / "04_spd").glob(f"seed*/uniego/{FINISHED}")]
+    found = [re.fullmatch(rf"seed(\d+){re.escape(suffix)}", name) for name in names]
+    if not any(found):
+        raise FileNotFoundError(
+            f"no finished seed in {stage.outputs / '04_spd'}; run notebooks 00 to 04 first"
+        )
+    return sorted(int(match[1]) for match in found if match)
 
 
 def interval(values: pd.Series) -> tuple[float, float]:

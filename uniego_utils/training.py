@@ -89,7 +89,7 @@ def fit(
         Per learner one record per epoch: mean losses, learning rate, seconds, evaluation.
 
     Raises:
-        FloatingPointError: a loss stopped being finite; names learner, epoch and batch.
+        FloatingPointError: a loss stopped being finite; names learner and epoch.
     """
     forward = {}
     for name, learner in learners.items():
@@ -168,7 +168,6 @@ def _save(checkpoint: Path, learners: dict, optimizers: dict, history: dict) -> 
             tensors |= {
                 f"{name}|optimizer|{number}|{key}": value for key, value in state.items() if value is not None
             }
-    # shared storage is refused by safetensors, and a view would save its whole base: clone what is shared
     write_tensors(checkpoint, tensors, {"history": json.dumps(history)})
 
 

@@ -111,6 +111,6 @@ def preload(job: Job, manifest: Manifest, remove_background: bool, **video_chang
     video = replace(job.preset.video, **video_changes)
     dataset = ClipDataset(manifest, job.view, video).preload(job.progress)
     if remove_background:
-        for row, (frames, fps, first) in enumerate(dataset.cached):  # one by one: never all of them twice
-            dataset.cached[row] = (subtract_background(frames), fps, first)
+        for frames, _, _ in dataset.cached:
+            frames.copy_(subtract_background(frames))  # in place: all clips twice would fill small machines
     return dataset
