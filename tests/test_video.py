@@ -31,10 +31,10 @@ AUGMENTED = replace(
 )
 
 
-def write_video(path, fps, pictures, **options):
+def write_video(path, fps, pictures, size=(WIDTH, HEIGHT), **options):
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "10"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
@@ -268,6 +268,19 @@ def test_frames_are_read_in_the_order_asked(clocks):
     frames = read_frames(open_video(clocks.root / "ego.mp4"), [50, 3, 20, 3], clocks.root / "ego.mp4")
     expected = [brightness_at(i / 30) for i in (50, 3, 20, 3)]
     assert frames.mean((1, 2, 3)) == pytest.approx(expected, abs=2)
+
+
+@pytest.mark.parametrize("width", [32, 48, 64, 96, 112, 144])
+def test_small_widths_are_read_as_another_decoder_reads_them(tmp_path, width):
+    path = tmp_path / "small.mp4"
+    ramp = np.linspace(0, 255, width).astype(np.uint8)
+    picture = np.stack([np.broadcast_to(ramp, (HEIGHT, width))] * 3, -1)
+    write_video(path, 12, [picture, picture[:, ::-1].copy()], size=(width, HEIGHT))
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    frames = read_frames(open_video(path), [0, 1], path)
+    assert frames.shape == (2, HEIGHT, width, 3)
+    assert np.abs(frames.astype(int) - np.stack(expected)).max() <= 3  # two ways to round the colours
 
 
 def test_a_dataset_names_the_damaged_clip(clocks, tmp_path):

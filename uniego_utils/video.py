@@ -52,9 +52,21 @@ def open_video(path: Path, end_s: float | None = None) -> decord.VideoReader:
 def read_frames(reader: decord.VideoReader, indices: list[int], path: Path) -> np.ndarray:
     """Frames at `indices` as (T, H, W, 3) uint8. Raises VideoError where the file is damaged there."""
     try:
-        return reader.get_batch(indices).asnumpy()
+        try:
+            return reader.get_batch(indices).asnumpy()
+        except decord.DECORDError as error:
+            if "size must exactly match" not in str(error):
+                raise
+        return np.stack([_without_padding(reader[index].asnumpy()) for index in indices])
     except (RuntimeError, decord.DECORDError, IndexError) as error:
         raise VideoError(_damaged(path, error)) from None
+
+
+def _without_padding(frame: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of a frame that decord 3.4 gives as (H, W, 4): at some small widths (96, say) it takes rows
+    that are padded to 64 bytes for rows of four channels, and its `get_batch` then fails."""
+    height, width = frame.shape[:2]
+    return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
 def _damaged(path: Path, error: Exception) -> str:
