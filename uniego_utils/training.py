@@ -176,7 +176,7 @@ def _resume(checkpoint: Path, learners: dict, optimizers: dict, history: dict, d
     if not checkpoint.is_file():
         return 0
     recorded = json.loads(read_notes(checkpoint)["history"])
-    if recorded.keys() != learners.keys():
+    if not learners.keys() <= recorded.keys():  # fewer: the others were saved before the interruption
         raise ValueError(
             f"{checkpoint} holds {', '.join(recorded)}, not {', '.join(learners)}; delete it to start anew"
         )

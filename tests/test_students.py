@@ -1,0 +1,132 @@
+"""Level I, merging and Level II on a few rendered clips: what is shared, reused, resumed and refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from uniego_utils import students
+from uniego_utils.features import write_features
+from uniego_utils.manifests import CARDS, from_mapping, load_card
+from uniego_utils.merging import STARTS, merge_proxies
+from uniego_utils.mocap import MocapSettings, build
+from uniego_utils.proxies import BASELINE, NAIVE, train_proxies
+from uniego_utils.recipes import PAPER
+from uniego_utils.runs import is_finished, read_json, read_tensors
+from uniego_utils.spd import METHODS, train_level_two
+from uniego_utils.stage import Stage
+
+TEACHERS = ("ego_dino", "exo_skl")
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    """Rendered clips: two a class to train on, one a class to validate and to test."""
+    root = tmp_path_factory.mktemp("data")
+    settings = {"pool": 1, "train": 2, "val": 1, "test": 1, "image_size": 64, "frames": 8}
+    build(
+        root,
+        CARDS / "mocap" / "humanoid_motions.npz",
+        from_mapping(MocapSettings, settings, "test"),
+        1,
+        False,
+    )
+    return root
+
+
+def open_small_stage(data_root, outputs) -> Stage:
+    """A stage with two teachers whose stored features are noise: enough to see who imitates whom."""
+    card = load_card("mocap")
+    card = replace(card, teachers={key: replace(card.teachers[key], width=24) for key in TEACHERS})
+    preset = card.preset("smoke")
+    stage = Stage(
+        card, preset, card.method, PAPER, "paper", 0, data_root, outputs, torch.device("cpu"), False
+    )
+    manifest = stage.manifest("train")
+    for number, key in enumerate(TEACHERS):
+        features = torch.randn(len(manifest), 24, generator=torch.Generator().manual_seed(number))
+        write_features(
+            outputs / "01_teacher_extraction" / key / "train.safetensors", features, manifest, 24, {}
+        )
+    return stage
+
+
+@pytest.fixture(scope="module")
+def trained(data_root, tmp_path_factory):
+    """A stage after notebooks 02 to 04."""
+    stage = open_small_stage(data_root, tmp_path_factory.mktemp("outputs"))
+    proxies = train_proxies(stage, "each")
+    merged = merge_proxies(stage)
+    train_level_two(stage, 1, list(METHODS), proxies, merged / "merged", stage.folder("04_spd"))
+    return stage
+
+
+def weights(folder):
+    return read_tensors(folder / "model.safetensors")
+
+
+def test_every_student_and_method_leaves_a_finished_run(trained):
+    runs = [trained.folder("02_proxy") / name for name in ("start", *TEACHERS, BASELINE, NAIVE)]
+    runs += [trained.folder("03_merging") / name for name in STARTS]
+    runs += [trained.folder("04_spd") / name for name in METHODS]
+    assert all(is_finished(run) for run in runs)
+    assert not list(trained.outputs.rglob("*checkpoint*")) and not list(trained.outputs.rglob("*.partial"))
+
+
+def test_a_student_trained_alone_equals_the_one_of_the_shared_pass(trained, data_root, tmp_path):
+    alone = open_small_stage(data_root, tmp_path)
+    train_proxies(alone, "exo_skl")
+    together, single = (weights(stage.folder("02_proxy") / "exo_skl") for stage in (trained, alone))
+    assert all(torch.equal(together[name], single[name]) for name in together)
+
+
+def test_teachers_make_a_difference(trained):
+    folders = [trained.folder("02_proxy") / name for name in (*TEACHERS, BASELINE, NAIVE)]
+    embeddings = [weights(folder)["pos_embed"] for folder in folders]
+    assert all(not torch.equal(a, b) for i, a in enumerate(embeddings) for b in embeddings[:i])
+
+
+def test_an_interrupted_pass_resumes_to_the_same_weights(trained, data_root, tmp_path, monkeypatch):
+    stage = open_small_stage(data_root, tmp_path)
+    finish = students.finish_student
+
+    def stop_before_the_naive_student(folder, *rest):
+        if folder.name == NAIVE:
+            raise KeyboardInterrupt
+        return finish(folder, *rest)
+
+    monkeypatch.setattr(students, "finish_student", stop_before_the_naive_student)
+    with pytest.raises(KeyboardInterrupt):
+        train_proxies(stage, "each")
+    folder = stage.folder("02_proxy")
+    assert is_finished(folder / BASELINE) and not is_finished(folder / NAIVE)
+
+    monkeypatch.setattr(students, "finish_student", finish)
+    train_proxies(stage, "each")
+    for name in (BASELINE, NAIVE):
+        whole, resumed = weights(trained.folder("02_proxy") / name), weights(folder / name)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_the_best_start_is_the_proxy_best_on_validation_clips(trained):
+    proxies = trained.folder("02_proxy")
+    scores = {key: read_json(proxies / key / "metrics.json")["val_top1"] for key in TEACHERS}
+    alpha = read_json(trained.folder("03_merging") / "best" / "alpha.json")
+    assert alpha == {key: float(key == max(scores, key=scores.get)) for key in TEACHERS}
+
+
+def test_features_of_another_manifest_are_refused_before_any_training(data_root, tmp_path):
+    stage = open_small_stage(data_root, tmp_path)
+    val = stage.manifest("val")
+    path = tmp_path / "01_teacher_extraction" / "exo_skl" / "train.safetensors"
+    write_features(path, torch.randn(len(val), 24), val, 24, {})
+    with pytest.raises(ValueError, match="another manifest"):
+        train_proxies(stage, "each")
+    assert not (tmp_path / "02_proxy").exists()
+
+
+def test_an_unknown_teacher_or_method_lists_the_valid_ones(trained, tmp_path):
+    with pytest.raises(ValueError, match="unknown teacher 'exo_skeleton'; choose one of ego_dino, exo_skl"):
+        train_proxies(trained, "exo_skeleton")
+    with pytest.raises(ValueError, match="unknown method uniego2; choose of uniego, control"):
+        train_level_two(trained, 1, ["uniego2"], tmp_path, tmp_path, tmp_path)
