@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Paul Tol's "muted" scheme: nine colours that people with colour-blindness can tell apart
 TEACHER_COLOURS = {
@@ -151,8 +152,10 @@ def plot_curves(histories: Mapping[str, list[dict]], labels: Mapping[str, str], 
         )
         seen = [r for r in records if "val_top1" in r]
         axs[1].plot([r["epoch"] for r in seen], [r["val_top1"] for r in seen], marker="o", ms=3, **style)
-    axs[0].set(xlabel="epoch", ylabel="cross-entropy on training clips (nats)", yscale="log")
+    axs[0].set(xlabel="epoch", ylabel="cross-entropy in training (nats)")
     axs[1].set(xlabel="epoch", ylabel="validation accuracy (%)")
+    for ax in axs:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(title)
     return figure

@@ -66,7 +66,7 @@ def proxy_outputs(stage: Stage, folder: Path) -> tuple[Tensor, Tensor]:
 
 def train_level_two(
     stage: Stage, k: int, methods: list[str], proxies: Path, merged: Path, folder: Path
-) -> Path:
+) -> None:
     """Train UNIEGO and the controls that get equal compute, in one pass over the data.
 
     Args:
@@ -74,7 +74,7 @@ def train_level_two(
         methods: of `METHODS`.
         proxies: folder of the Level-I students.
         merged: run folder of the merged model.
-        folder: holds one run folder per method afterwards; returned.
+        folder: holds one run folder per method afterwards.
     """
     if unknown := [name for name in methods if name not in METHODS]:
         raise ValueError(f"unknown method {', '.join(unknown)}; choose of {', '.join(METHODS)}")
@@ -111,4 +111,3 @@ def train_level_two(
         learners[name] = Learner(backbone, objective)
         configs[name] = describe_training(stage, config, start, **inputs)
     train_students(stage, learners, configs, config, folder, "spd")
-    return folder
