@@ -26,7 +26,11 @@ TEACHER_COLOURS = {
     "exo_siglip": "#AA4499",
 }
 UNIEGO_COLOUR = "#EE6611"
-OTHER_COLOURS = {"none": "#666666", "control": "#666666", "all": "#0077BB", "naive": "#0077BB"}
+OTHER_COLOURS = {
+    **dict.fromkeys(("none", "control"), "#666666"),
+    **dict.fromkeys(("all", "naive"), "#0077BB"),
+    **dict.fromkeys(("best", "average", "merged", "merged_ce"), "#F4B183"),  # on the way to UNIEGO: paler
+}
 METHOD_LABELS = {
     "none": "Ego baseline",
     "all": "Naive multi-teacher",
@@ -47,9 +51,7 @@ plt.rcParams.update(
 
 def colour_of(name: str) -> str:
     """The colour of a teacher, its proxy, or a method."""
-    if name in ("uniego", "merged", "merged_ce", "average", "best"):
-        return UNIEGO_COLOUR
-    return TEACHER_COLOURS.get(name) or OTHER_COLOURS.get(name, "#999999")
+    return {**TEACHER_COLOURS, **OTHER_COLOURS, "uniego": UNIEGO_COLOUR}.get(name, "#999999")
 
 
 def plot_strips(
