@@ -16,7 +16,7 @@ SEED_LIST = [$(subst $(empty) $(empty),$(comma),$(strip $(SEEDS)))]
 help:
 	@echo "make demo       run all notebooks on $(DATASET), then print the results and the report's path"
 	@echo "                DATASET=$(DATASET) PRESET=$(PRESET) SEEDS=\"$(SEEDS)\" PROFILE=$(PROFILE) OUTPUTS=$(OUTPUTS)"
-	@echo "make study      the same for the seeds 0 1 2"
+	@echo "make study      the same for the seeds 0 1 2 3 4"
 	@echo "make test       lint, then every test, then every notebook at a small size"
 	@echo "make lint       ruff alone"
 	@echo "make lab        JupyterLab on the notebooks"
@@ -27,7 +27,7 @@ demo: .venv/ready
 		dataset=$(DATASET) preset=$(PRESET) "seeds=$(SEED_LIST)" outputs=$(OUTPUTS)
 	@$(BIN)/python -m uniego_utils.runner summary $(OUTPUTS)/$(DATASET)/10_report
 
-study: SEEDS = 0 1 2
+study: SEEDS = 0 1 2 3 4
 study: demo
 
 test: lint

@@ -62,6 +62,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] 
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, notes
         )
+        partial.chmod(0o644)  # safetensors makes it private, but run folders are shared
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
