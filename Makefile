@@ -43,7 +43,7 @@ lab: .venv/ready
 notebooks: .venv/ready
 	$(BIN)/python -m uniego_utils.runner ship $(OUTPUTS)/$(DATASET)/notebooks notebooks
 	@mkdir -p docs/figures
-	cp $(addprefix $(OUTPUTS)/$(DATASET)/,00_data/clip.png 01_teacher_extraction/probe.png 10_report/results.png) docs/figures
+	cp $(addprefix $(OUTPUTS)/$(DATASET)/,00_data/clip.jpg 01_teacher_extraction/probe.png 10_report/results.png) docs/figures
 
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
