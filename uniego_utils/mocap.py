@@ -35,15 +35,15 @@ GENERATOR = 1  # raise it when the same settings no longer give the same clips
 class MocapSettings:
     """Everything that decides what the clips look like; two equal settings give equal files."""
 
-    pool: int = 72  # clips per class of the unlabelled pool (1,080 clips)
+    pool: int = 96  # clips per class; teachers are fitted on the pool (1,440 clips)
     train: int = 30  # clips per class
     val: int = 30
     test: int = 60
-    image_size: int = 112  # pixels, side of the square pictures: 64, 80, 112, 128 or a larger multiple of 16
+    image_size: int = 112  # pixels, side of the square pictures: a multiple of 16
     frames: int = 16  # per clip
     fps: int = 12  # frames per second; with 16 frames a clip lasts 1.33 s
     seed: int = 0  # of everything random
-    pool_subjects: int = 24  # people; no person is in two splits
+    pool_subjects: int = 32  # people; no person is in two splits
     train_subjects: int = 16
     val_subjects: int = 8
     test_subjects: int = 16
@@ -65,10 +65,10 @@ class MocapSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"MocapSettings.{name} is {getattr(self, name)}; it must be at least 1")
         # At 40 pixels, the last columns of equal pictures came out differently from run to run.
-        if self.image_size < 16 or self.image_size % 16 or misread_by_decord(self.image_size):
+        if self.image_size < 16 or self.image_size % 16:
             raise ValueError(
-                f"MocapSettings.image_size is {self.image_size}; take 64, 80, 112, 128 or a larger "
-                "multiple of 16 except 144: other sizes are not reproducible as h264, or decord misreads them"
+                f"MocapSettings.image_size is {self.image_size}; take a multiple of 16: other sizes are not "
+                "reproducible as h264"
             )
         if self.frames < 2:
             raise ValueError(f"MocapSettings.frames is {self.frames}; a clip needs at least 2")
@@ -83,16 +83,6 @@ class MocapSettings:
 
     def subjects(self, split: str) -> int:
         return getattr(self, f"{_known(split)}_subjects")
-
-
-def misread_by_decord(width: int) -> bool:
-    """Whether decord2 3.4.0 returns pictures of this width scrambled, with more than three channels.
-
-    It pads rows to whole 64 pixels and, if the padded bytes divide by the width, takes them for channels.
-    Found by trying all even widths from 16 to 256: so it is for 16, 24, 32, 48, 96 and 144.
-    """
-    padded_bytes = 3 * 64 * -(-width // 64)
-    return padded_bytes % width == 0 and padded_bytes != 3 * width
 
 
 def _known(split: str) -> str:
