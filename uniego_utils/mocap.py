@@ -33,7 +33,7 @@ GENERATOR = 1  # raise it when the same settings no longer give the same clips
 
 @dataclass(frozen=True)
 class MocapSettings:
-    """Everything that decides what the clips look like; two equal settings give equal files."""
+    """Everything that decides what the clips look like; equal settings give equal pictures."""
 
     pool: int = 96  # clips per class; teachers are fitted on the pool (1,440 clips)
     train: int = 30  # clips per class
@@ -808,11 +808,15 @@ def relative_inverse_depth(depth: np.ndarray) -> np.ndarray:
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int, crf: int) -> None:
-    """Write pictures (frames, n, n, 3) uint8 as h264; equal pictures give equal bytes."""
+    """Write pictures (frames, n, n, 3) uint8 as h264.
+
+    About one file in seventy came out with other bytes in a second run, from equal pictures: a few pixels, mostly
+    of still depth, by a few grey levels. The cause is in the encoder and was not found.
+    """
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        # One thread, no B frames: the bytes do not depend on the machine's load. Short groups: quick seeking.
+        # One thread, no B frames: nothing depends on the machine's load. Short groups: quick seeking.
         stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "bf": "0", "g": "8"}
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
