@@ -810,8 +810,8 @@ def relative_inverse_depth(depth: np.ndarray) -> np.ndarray:
 def write_mp4(path: Path, frames: np.ndarray, fps: int, crf: int) -> None:
     """Write pictures (frames, n, n, 3) uint8 as h264.
 
-    About one file in seventy came out with other bytes in a second run, from equal pictures: a few pixels, mostly
-    of still depth, by a few grey levels. The cause is in the encoder and was not found.
+    About one file in seventy came out with other bytes in a second run, from equal pictures: a few pixels,
+    mostly of still depth, by a few grey levels. The cause is in the encoder and was not found.
     """
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=fps)
