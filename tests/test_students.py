@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from uniego_utils import students
+from uniego_utils.extraction import prepare_teacher
 from uniego_utils.features import write_features
-from uniego_utils.manifests import CARDS, from_mapping, load_card
+from uniego_utils.manifests import CARDS, from_mapping, load_card, merged
 from uniego_utils.merging import STARTS, merge_proxies
 from uniego_utils.mocap import MocapSettings, build
 from uniego_utils.proxies import BASELINE, NAIVE, train_proxies
@@ -130,3 +131,17 @@ def test_an_unknown_teacher_or_method_lists_the_valid_ones(trained, tmp_path):
         train_proxies(trained, "exo_skeleton")
     with pytest.raises(ValueError, match="unknown method uniego2; choose of uniego, control"):
         train_level_two(trained, 1, ["uniego2"], tmp_path, tmp_path, tmp_path)
+
+
+def test_features_of_a_teacher_with_other_settings_are_not_reused(data_root, tmp_path, capsys):
+    card = load_card("mocap")
+    preset = card.preset("smoke")
+    stage = Stage(
+        card, preset, card.method, PAPER, "paper", 0, data_root, tmp_path, torch.device("cpu"), False
+    )
+    prepare_teacher(stage, "exo_skl")
+    prepare_teacher(stage, "exo_skl")
+    assert "exo_skl: finished before, reused" in capsys.readouterr().out
+    longer = merged(preset.teachers, {"stgcn": {"train": {"epochs": 2}}})
+    with pytest.raises(ValueError, match="(?s)epochs.*Delete that folder"):
+        prepare_teacher(replace(stage, preset=replace(preset, teachers=longer)), "exo_skl")

@@ -20,17 +20,23 @@ def prepare_teacher(stage: Stage, key: str) -> Path:
     folder = stage.outputs / "01_teacher_extraction" / key
     splits = list(dict.fromkeys([stage.card.teacher_split, "train", "val"]))
     manifests = {split: stage.manifest(split) for split in splits}
-    if is_finished(folder) and all((folder / f"{split}.safetensors").is_file() for split in splits):
+    started = time.perf_counter()
+    pool = manifests[stage.card.teacher_split]
+    fitted_before = is_finished(folder / "model")
+    # loads a finished model, and refuses one of other settings before its features are reused
+    model = fit_teacher(key, stage.card, stage.preset, pool, folder / "model", stage.seed, stage.device)
+    fitted = time.perf_counter()
+    if (
+        fitted_before
+        and is_finished(folder)
+        and all((folder / f"{split}.safetensors").is_file() for split in splits)
+    ):
         for split, manifest in manifests.items():
             read_features(folder / f"{split}.safetensors", manifest, card.width)
         probe = read_json(folder / "metrics.json")["probe_val_top1"]
         print(f"{key}: finished before, reused; probe {probe:.1f} %")
         return folder
 
-    started = time.perf_counter()
-    pool = manifests[stage.card.teacher_split]
-    model = fit_teacher(key, stage.card, stage.preset, pool, folder / "model", stage.seed, stage.device)
-    fitted = time.perf_counter()
     notes = describe(key, stage.card, stage.preset)
     features = {}
     for split, manifest in manifests.items():
