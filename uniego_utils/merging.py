@@ -150,7 +150,6 @@ def merge_proxies(stage: Stage) -> Path:
         print(f"{folder.name}: {', '.join(STARTS)} finished before, reused")
         return folder
     clips = {split: stage.clips(split) for split in SPLITS}
-    labels = {split: torch.tensor(dataset.labels) for split, dataset in clips.items()}
     accuracy = [read_metrics(proxies_folder / key)["val_top1"] for key in keys]
     for name in todo:
         model = stage.backbone()
@@ -165,7 +164,7 @@ def merge_proxies(stage: Stage) -> Path:
         if name != "best":  # a single proxy keeps the statistics it was trained with
             reestimate_statistics(model, loader(clips["train"], EVALUATION_BATCH), stage.device)
         write_json(folder / name / "alpha.json", dict(zip(keys, alpha.tolist(), strict=True)))
-        finish_student(folder / name, Learner(model, Classification()), clips, labels, stage.device)
+        finish_student(folder / name, Learner(model, Classification()), clips, stage.device)
     return folder
 
 

@@ -77,11 +77,11 @@ def train_students(
     for dataset in clips.values():
         if dataset.cached is not None:
             print(dataset.throughput)
-    labels = {split: torch.tensor(dataset.labels) for split, dataset in clips.items()}
+    val_labels = torch.tensor(clips["val"].labels)
 
     def look(model: nn.Module) -> dict[str, float]:
         logits = predict(model, loader(clips["val"], EVALUATION_BATCH), stage.device, config.bf16)["logits"]
-        return {f"val_{name}": value for name, value in score(logits, labels["val"]).items()}
+        return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
 
     checkpoint = folder / f"{pass_name}.checkpoint.safetensors"
     history = fit(
@@ -96,7 +96,7 @@ def train_students(
     )
     for name, learner in todo.items():
         write_history(folder / name, history[name])
-        finish_student(folder / name, learner, clips, labels, stage.device, config.bf16)
+        finish_student(folder / name, learner, clips, stage.device, config.bf16)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -104,7 +104,6 @@ def finish_student(
     folder: Path,
     learner: Learner,
     clips: dict[str, ClipDataset],
-    labels: dict[str, Tensor],
     device: torch.device,
     bf16: bool = False,
 ) -> dict[str, float]:
@@ -113,9 +112,8 @@ def finish_student(
     for split, dataset in clips.items():
         predicted = predict(learner.model, loader(dataset, EVALUATION_BATCH), device, bf16)
         outputs |= {f"{split}_{name}": value for name, value in predicted.items()}
-        metrics |= {
-            f"{split}_{name}": value for name, value in score(predicted["logits"], labels[split]).items()
-        }
+        scores = score(predicted["logits"], torch.tensor(dataset.labels))
+        metrics |= {f"{split}_{name}": value for name, value in scores.items()}
     write_tensors(folder / "model.safetensors", learner.model.state_dict())
     if projections := learner.objective.state_dict():
         write_tensors(folder / "objective.safetensors", projections)
