@@ -152,10 +152,7 @@ def train(model: DepthNet, job: Job, manifest: Manifest) -> list[dict]:
     return history[job.key]
 
 
-def encode(model: DepthNet, job: Job, manifest: Manifest) -> Tensor:
-    """Codes of the windows, pooled: (N, width)."""
-    frames = images.decode(job, manifest, job.settings.subtract_background)
-    return images.encode_frames(model.encode, frames, job)
+encode = images.encode
 
 
 def notes(job: Job) -> dict[str, str]:

@@ -1,11 +1,10 @@
 """What the image teachers share: a small ViT, frames in memory, augmentation, pooling over frames."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -122,19 +121,17 @@ def pool_frames(features: Tensor, pooling: str) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_frames(
-    encoder: Callable[[Tensor], Tensor], frames: Tensor, job: Job, clips_per_batch: int = 32
-) -> Tensor:
-    """Clips (N, T, 3, S, S) uint8 through `encoder` and pooled: (N, width) float32 on the CPU.
+def encode(model: nn.Module, job: Job, manifest: Manifest, clips_per_batch: int = 32) -> Tensor:
+    """All clips through `model.encode` and pooled: (N, width) float32 on the CPU.
 
-    `encoder` takes normalised clips (B, T, 3, S, S) and gives (B, any number, D), pooled over the number.
+    It takes normalised clips (B, T, 3, S, S) and gives (B, any number, D), pooled over the number.
     With the setting `mirror`, the features are means over each clip and its mirror image.
     """
     features = []
-    for clips in frames.split(clips_per_batch):
+    for clips in decode(job, manifest, job.settings.subtract_background).split(clips_per_batch):
         clips = normalise(clips.to(job.device), job.preset.video)
         seen = [clips, clips.flip(-1)] if job.settings.mirror else [clips]
-        pooled = [pool_frames(encoder(view).float(), job.settings.pooling) for view in seen]
+        pooled = [pool_frames(model.encode(view).float(), job.settings.pooling) for view in seen]
         features.append(torch.stack(pooled).mean(0).cpu())
     return torch.cat(features)
 

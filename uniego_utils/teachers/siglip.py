@@ -163,11 +163,7 @@ def train(model: ImageTower, job: Job, manifest: Manifest) -> list[dict]:
     return history[job.key]
 
 
-def encode(model: ImageTower, job: Job, manifest: Manifest) -> Tensor:
-    """Class tokens of the frames, pooled: (N, width)."""
-    return images.encode_frames(
-        model.encode, images.decode(job, manifest, job.settings.subtract_background), job
-    )
+encode = images.encode
 
 
 def notes(job: Job) -> dict[str, str]:
