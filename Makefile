@@ -1,10 +1,12 @@
 # Every target sets up .venv by itself, once: the stamp .venv/ready says that it is complete.
 PYTHON ?= python3
 DATASET ?= mocap
-PRESET ?= small
+PRESET ?=
 SEEDS ?= 0
 PROFILE ?= default
 OUTPUTS ?= outputs
+DATA_ROOT ?=
+WEIGHTS ?=
 
 BIN := .venv/bin
 empty :=
@@ -16,6 +18,7 @@ SEED_LIST = [$(subst $(empty) $(empty),$(comma),$(strip $(SEEDS)))]
 help:
 	@echo "make demo       run all notebooks on $(DATASET), then print the results and the report's path"
 	@echo "                DATASET=$(DATASET) PRESET=$(PRESET) SEEDS=\"$(SEEDS)\" PROFILE=$(PROFILE) OUTPUTS=$(OUTPUTS)"
+	@echo "                and for datasets on disk: DATA_ROOT=<videos and annotations> WEIGHTS=<folder of pretrained weights>"
 	@echo "make study      the same for the seeds 0 1 2 3 4"
 	@echo "make test       lint, then every test, then every notebook at a small size"
 	@echo "make lint       ruff alone"
@@ -24,7 +27,8 @@ help:
 
 demo: .venv/ready
 	$(BIN)/snakemake --profile profiles/$(PROFILE) --config \
-		dataset=$(DATASET) preset=$(PRESET) "seeds=$(SEED_LIST)" outputs=$(OUTPUTS)
+		dataset=$(DATASET) preset=$(PRESET) "seeds=$(SEED_LIST)" outputs=$(OUTPUTS) \
+		"data_root=$(DATA_ROOT)" "weights=$(WEIGHTS)"
 	@$(BIN)/python -m uniego_utils.runner summary $(OUTPUTS)/$(DATASET)/10_report
 
 study: SEEDS = 0 1 2 3 4

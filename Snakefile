@@ -3,22 +3,21 @@
 # only what stands there is noticed when it changes.
 import sys
 
-import yaml
-
+from uniego_utils.manifests import load_card
 from uniego_utils.runner import sources_of, visible_gpus
 
 DATASET = config.get("dataset", "mocap")
-PRESET = config.get("preset", "small")
+PRESET = config.get("preset") or ""  # the card's first
 SEEDS = config.get("seeds", [0])
 OUTPUTS = config.get("outputs", "outputs")
-DATA_ROOT = config.get("data_root", "")
+DATA_ROOT = config.get("data_root") or ""  # of videos and official annotations
+WEIGHTS = f"-p weights '{config.get("weights") or ""}'"  # a local folder of pretrained weights
 
-CARD = f"data_manifests/{DATASET}.yaml"
-with open(CARD, encoding="utf-8") as card:
-    TEACHERS = list(yaml.safe_load(card)["teachers"])
+CARD = [f"data_manifests/{DATASET}.yaml", *sorted(map(str, Path("data_manifests", "shared").glob("*.yaml")))]
+TEACHERS = list(load_card(DATASET).teachers)
 
 DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
-COMMON = f"-p dataset {DATASET} -p preset {PRESET} -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
+COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
 GPU = min(1, len(visible_gpus()))
 STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each other instead
 RUN = (
@@ -50,7 +49,7 @@ rule data:
     output:
         f"{DONE}/00_data.ipynb",
     params:
-        f"{COMMON} -p seed 0",
+        f"{COMMON} {WEIGHTS} -p seed 0",
     threads: 2
     resources:
         gpu=0,
@@ -67,7 +66,7 @@ rule teacher:
     output:
         f"{DONE}/01_teacher_extraction/{{teacher}}.ipynb",
     params:
-        f"{COMMON} -p seed 0",
+        f"{COMMON} {WEIGHTS} -p seed 0",
         lambda wildcards: f"-p teacher {wildcards.teacher}",
     resources:
         gpu=GPU,
@@ -83,7 +82,7 @@ rule teachers:
     output:
         f"{DONE}/01_teacher_extraction.ipynb",
     params:
-        f"{COMMON} -p seed 0 -p teacher each",
+        f"{COMMON} {WEIGHTS} -p seed 0 -p teacher each",
     resources:
         gpu=0,
     shell:
@@ -99,7 +98,7 @@ rule proxies:
     output:
         f"{DONE}/seed{{seed}}/02_proxy.ipynb",
     params:
-        f"{COMMON} -p teacher each",
+        f"{COMMON} {WEIGHTS} -p teacher each",
         lambda wildcards: f"-p seed {wildcards.seed}",
     threads: STUDENT_THREADS
     resources:

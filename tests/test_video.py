@@ -1,6 +1,7 @@
 """Decoding, sampling and augmentation: moments by definition, determinism, damaged files."""
 
 import math
+import re
 from dataclasses import replace
 
 import av
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from uniego_utils.manifests import Manifest, VideoCard
 from uniego_utils.video import (
@@ -16,9 +18,9 @@ from uniego_utils.video import (
     VideoError,
     frame_indices,
     loader,
+    open_clip,
     open_video,
     prepare,
-    read_frames,
     sample_times,
 )
 
@@ -240,7 +242,7 @@ def test_a_missing_file_is_named_with_the_cure(tmp_path):
 @pytest.mark.parametrize("kept", [0.3, 0.5, 0.7])
 def test_a_truncated_file_is_named_with_the_cure(tmp_path, noise, kept):
     message = damaged(tmp_path / "half.mp4", noise[: int(kept * len(noise))], end_s=2.0)
-    assert "half.mp4" in message and "fetch or generate the file again" in message
+    assert "half.mp4" in message and re.search("fetch or generate (it|the file) again", message)
 
 
 def test_a_file_cut_before_its_index_is_named_with_the_cure(tmp_path, clocks):
@@ -255,17 +257,17 @@ def test_a_video_shorter_than_its_annotation_says_both_lengths(clocks):
 
 
 def test_a_last_frame_of_rounding_is_tolerated(clocks):
-    assert len(open_video(clocks.root / "ego.mp4", end_s=2.2)) == 60
+    assert open_video(clocks.root / "ego.mp4", end_s=2.2).frames == 60
 
 
 def test_frames_beyond_the_end_are_a_video_error(clocks):
     path = clocks.root / "ego.mp4"
     with pytest.raises(VideoError, match=r"ego\.mp4 is damaged"):
-        read_frames(open_video(path), [3, 4000], path)
+        open_video(path).read([3, 4000])
 
 
 def test_frames_are_read_in_the_order_asked(clocks):
-    frames = read_frames(open_video(clocks.root / "ego.mp4"), [50, 3, 20, 3], clocks.root / "ego.mp4")
+    frames = open_video(clocks.root / "ego.mp4").read([50, 3, 20, 3])
     expected = [brightness_at(i / 30) for i in (50, 3, 20, 3)]
     assert frames.mean((1, 2, 3)) == pytest.approx(expected, abs=2)
 
@@ -278,9 +280,72 @@ def test_small_widths_are_read_as_another_decoder_reads_them(tmp_path, width):
     write_video(path, 12, [picture, picture[:, ::-1].copy()], size=(width, HEIGHT))
     with av.open(str(path)) as container:
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    frames = read_frames(open_video(path), [0, 1], path)
+    frames = open_video(path).read([0, 1])
     assert frames.shape == (2, HEIGHT, width, 3)
     assert np.abs(frames.astype(int) - np.stack(expected)).max() <= 3  # two ways to round the colours
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A folder of ten numbered pictures, 40 x 24, each brighter than the one before."""
+    folder = tmp_path / "exo_l"
+    folder.mkdir()
+    ramp = np.linspace(0, 60, 40)[None, :, None]
+    for number in range(1, 11):
+        picture = np.broadcast_to(ramp + 15 * number, (24, 40, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"frame_{number:010d}.jpg", quality=95)
+    return folder
+
+
+def test_a_folder_of_pictures_is_a_video(recorded):
+    video = open_video(recorded, end_s=0.3, fps=30)
+    assert (video.frames, video.fps, video.seconds) == (10, 30.0, pytest.approx(1 / 3))
+    frames = video.read([9, 0, 4])
+    assert frames.shape == (3, 24, 40, 3) and frames.dtype == np.uint8
+    assert frames.mean((1, 2, 3)) == pytest.approx([30 + 15 * number for number in (10, 1, 5)], abs=2)
+
+
+@pytest.mark.parametrize("rotate", [90, 180, 270])
+def test_pictures_are_turned_clockwise(recorded, rotate):
+    upright = open_video(recorded, fps=30, rotate=rotate).read([2])[0]
+    picture = Image.open(recorded / "frame_0000000003.jpg")
+    expected = picture.rotate(-rotate, expand=True)  # counts the other way
+    assert np.array_equal(upright, np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "frame_0000000004.jpg").unlink(), "none numbered 4"),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "no numbered pictures"),
+    ],
+)
+def test_a_folder_with_gaps_is_refused(recorded, spoil, message):
+    spoil(recorded)
+    with pytest.raises(VideoError, match=f"exo_l .*{message}.*fetch the folder again"):
+        open_video(recorded, fps=30)
+
+
+def test_a_damaged_picture_is_named(recorded):
+    (recorded / "frame_0000000002.jpg").write_bytes(b"no picture")
+    with pytest.raises(VideoError, match="frame_0000000002.jpg is damaged"):
+        open_video(recorded, fps=30).read([0, 1])
+
+
+def test_a_folder_needs_its_rate_and_every_video_a_quarter_turn(recorded):
+    with pytest.raises(ValueError, match="frames per second"):
+        open_video(recorded)
+    with pytest.raises(ValueError, match="rotate is 45"):
+        open_video(recorded, fps=30, rotate=45)
+    with pytest.raises(VideoError, match="lasts 0.33 s, but its annotation ends at 2.00 s"):
+        open_video(recorded, end_s=2.0, fps=30)
+
+
+def test_a_clip_is_opened_as_the_manifest_says(clocks, recorded):
+    rows = clocks.rows.assign(exo_video="exo_l", exo_fps=30.0, exo_rotate=90, end_s=0.3)
+    manifest = replace(clocks, rows=rows, root=recorded.parent)
+    assert open_clip(manifest, 0, "exo").read([0]).shape == (1, 40, 24, 3)
+    assert open_clip(replace(clocks, rows=rows.assign(ego_fps=np.nan)), 0, "ego").frames == 60
 
 
 def test_a_dataset_names_the_damaged_clip(clocks, tmp_path):

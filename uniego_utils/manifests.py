@@ -17,6 +17,7 @@ from uniego_utils.runs import digest
 PROJECT = Path(__file__).resolve().parents[1]  # relative paths mean the same from every working folder
 CARDS = PROJECT / "data_manifests"
 VIEWS = ("ego", "exo")
+CLASSES_FILE = "classes.json"  # beside the manifests, where the card names no classes
 REQUIRED_COLUMNS = ("clip_id", "take", "subject", "label", "ego_video", "exo_video", "start_s", "end_s")
 MAX_LISTED = 5  # rows or names listed in an error before "and n more"
 
@@ -120,16 +121,24 @@ class Card:
     title: str
     source: str
     licence: str
-    classes: tuple[str, ...]
     teachers: Mapping[str, TeacherCard]
     method: MethodCard
-    presets: Mapping[str, Preset]
+    presets: Mapping[str, Preset]  # the first is the usual one
+    classes: tuple[str, ...] = ()  # none: those that the annotations name
     splits: tuple[str, ...] = ("train", "val", "test")
     teacher_split: str = "train"  # the split teachers are fitted on, where they are fitted here
     skeleton: str | None = None  # name of the joint layout
+    builder: str = "folder"  # the module of uniego_utils.datasets that makes its manifests
 
-    def preset(self, name: str) -> Preset:
-        """The preset called `name`; an unknown one is an error that lists the valid ones."""
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that its clips need: ego, and exo if a teacher watches it."""
+        watched = {teacher.viewpoint for teacher in self.teachers.values()}
+        return VIEWS if "exo" in watched else ("ego",)
+
+    def preset(self, name: str = "") -> Preset:
+        """The preset called `name`, or the first; an unknown one is an error that lists the valid ones."""
+        name = name or next(iter(self.presets))
         if name not in self.presets:
             raise ValueError(
                 f"unknown preset {name!r} for {self.name}; choose one of {', '.join(self.presets)}"
@@ -156,8 +165,8 @@ def load_card(dataset: str, folder: Path = CARDS) -> Card:
     if not path.is_file():
         names = ", ".join(sorted(card.stem for card in Path(folder).glob("*.yaml")))
         raise ValueError(f"unknown dataset {dataset!r}: {path} does not exist; there are cards for {names}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, Mapping) or not isinstance(content.get("presets"), Mapping):
+    content = _read_card(path)
+    if not isinstance(content.get("presets"), Mapping):
         raise ValueError(f"{path.name}: expected the fields of a card with a mapping `presets`")
     content["presets"] = {name: _with_base(name, content["presets"], path) for name in content["presets"]}
     card = from_mapping(Card, content, path.name)
@@ -174,6 +183,23 @@ def load_card(dataset: str, folder: Path = CARDS) -> Card:
                 f"valid fields are {', '.join(hyperparameters)}"
             )
     return card
+
+
+def _read_card(path: Path, above: tuple[Path, ...] = ()) -> dict:
+    """A card's content; with `like: other` laid over `other.yaml`; a teacher that is null is taken away."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path.name}: expected the fields of a card")
+    content = dict(content)
+    base = content.pop("like", None)
+    if base is None:
+        return content
+    base_path = path.parent / f"{base}.yaml"
+    if not base_path.is_file() or base_path in (*above, path):
+        raise ValueError(f"{path.name} is like {base!r}, but there is no such other card")
+    content = merged(_read_card(base_path, (*above, path)), content)
+    content["teachers"] = {key: card for key, card in content.get("teachers", {}).items() if card is not None}
+    return content
 
 
 def _with_base(name: str, presets: Mapping[str, dict], path: Path, above: tuple[str, ...] = ()) -> dict:
@@ -248,7 +274,8 @@ def _convert(hint: Any, value: object, where: str) -> Any:
 class Manifest:
     """The clips of one split, in a fixed order that features and outputs keep.
 
-    `rows` has one row a clip; paths in it are relative to `root`.
+    `rows` has one row a clip. Paths in it are relative to `root`, where the videos lie, or to `folder`, where
+    the manifest itself lies with what was made for it (skeletons).
     """
 
     split: str
@@ -256,6 +283,7 @@ class Manifest:
     classes: tuple[str, ...]
     root: Path
     digest: str  # of the clip ids, labels and paths, in order
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -268,16 +296,26 @@ class Manifest:
 
     def path(self, row: int, column: str) -> Path:
         """Where the file named in `column` of clip number `row` lies."""
-        return self.root / self.rows[column].iloc[row]
+        return _place(self.rows[column].iloc[row], self.root, self.folder)
 
 
-def load_manifest(path: Path, classes: tuple[str, ...], root: Path) -> Manifest:
+def _place(name: str, root: Path, folder: Path | None) -> Path:
+    """The file `name` below `root`, or below `folder` if it is only there."""
+    if folder is not None and not (root / name).exists() and (folder / name).exists():
+        return folder / name
+    return root / name
+
+
+def load_manifest(
+    path: Path, classes: tuple[str, ...], root: Path, views: tuple[str, ...] = VIEWS
+) -> Manifest:
     """Read and validate a split's CSV; every error lists the rows at fault (as numbered in the file).
 
     Args:
         path: `<split>.csv`, header in line 1.
         classes: valid labels.
-        root: what the paths in the rows are relative to.
+        root: what the videos' paths in the rows are relative to.
+        views: those that every clip must have a video of.
 
     Raises:
         FileNotFoundError: no such file.
@@ -307,19 +345,22 @@ def load_manifest(path: Path, classes: tuple[str, ...], root: Path) -> Manifest:
         times = pd.to_numeric(rows[column], errors="coerce")
         _refuse(path, rows, times.isna() & rows[column].notna(), column, "a time that is no number")
         rows[column] = times
-    for column in ("ego_video", "exo_video"):
-        _refuse(path, rows, rows[column].isna(), column, "no file")
+    for view in views:
+        _refuse(path, rows, rows[f"{view}_video"].isna(), f"{view}_video", "no file")
     _refuse(path, rows, ~(rows["end_s"] > rows["start_s"]), "end_s", "an empty time span")
     for column in [name for name in rows if name.endswith(("_video", "_depth")) or name == "skeleton"]:
         given = rows[column].dropna()
-        bad = [row for row, name in given.items() if not _has_content(root / name)]
+        empty = {name for name in set(given) if not _has_content(_place(name, root, path.parent))}
+        bad = [row for row, name in given.items() if name in empty]
         _refuse(path, rows, rows.index.isin(bad), column, f"a missing or empty file below {root}")
-    more = [name for name in rows if name.endswith("_depth") or name == "skeleton"]  # teachers read these
+    more = [name for name in rows if name.endswith(("_depth", "_fps", "_rotate")) or name == "skeleton"]
     identity = rows[[*REQUIRED_COLUMNS, *more]].to_csv(index=False)
-    return Manifest(path.stem, rows, tuple(classes), root, digest(identity.encode()))
+    return Manifest(path.stem, rows, tuple(classes), root, digest(identity.encode()), path.parent)
 
 
 def _has_content(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
     return path.is_file() and path.stat().st_size > 0
 
 

@@ -846,7 +846,12 @@ def write_clip(clip: Clip, folder: Path, settings: MocapSettings) -> None:
 
 
 def build(
-    root: Path, motions: Path, settings: MocapSettings, workers: int = 2, progress: bool = True
+    root: Path,
+    motions: Path,
+    settings: MocapSettings,
+    workers: int = 2,
+    progress: bool = True,
+    manifests: Path | None = None,
 ) -> dict[str, Path]:
     """Generate what is missing below `root` and return the manifest of every split.
 
@@ -860,6 +865,7 @@ def build(
         settings: what to generate.
         workers: processes; 1 stays in this one.
         progress: show a bar.
+        manifests: folder of the manifests; `root` unless it is given.
 
     Raises:
         ValueError: `root` holds clips of other settings or other motions, or `workers` is not positive.
@@ -879,7 +885,8 @@ def build(
     with bar:
         for _ in _build_clips(root, motions, settings, missing, workers):
             bar.update()
-    return {split: _write_manifest(root, split, rows[split], settings) for split in SPLITS}
+    folder = Path(manifests or root)
+    return {split: _write_manifest(root, folder, split, rows[split], settings) for split in SPLITS}
 
 
 def _claim(root: Path, motions: Path, settings: MocapSettings) -> None:
@@ -890,7 +897,6 @@ def _claim(root: Path, motions: Path, settings: MocapSettings) -> None:
     }
     path = root / "settings.json"
     if not path.exists():
-        root.mkdir(parents=True, exist_ok=True)
         _write_text(path, json.dumps(wanted, indent=2) + "\n")
         return
     found = json.loads(path.read_text())
@@ -927,8 +933,10 @@ def _build_clip(task: tuple) -> None:
     write_clip(clip, _clip_folder(root, split, label, index), settings)
 
 
-def _write_manifest(root: Path, split: str, rows: list[tuple], settings: MocapSettings) -> Path:
-    """Write `<split>.csv`, one line per clip in the order of `rows`, paths relative to `root`."""
+def _write_manifest(
+    root: Path, manifests: Path, split: str, rows: list[tuple], settings: MocapSettings
+) -> Path:
+    """Write `<split>.csv` into `manifests`, one line per clip in the order of `rows`, paths relative to `root`."""
     lines = []
     for _, label, index in rows:
         folder = _clip_folder(root, split, label, index)
@@ -950,13 +958,14 @@ def _write_manifest(root: Path, split: str, rows: list[tuple], settings: MocapSe
                 "caption": about["caption"],
             }
         )
-    path = root / f"{split}.csv"
+    path = manifests / f"{split}.csv"
     _write_text(path, pd.DataFrame(lines, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
     return path
 
 
 def _write_text(path: Path, text: str) -> None:
     """Write a file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text, newline="\n")
     os.replace(unfinished, path)

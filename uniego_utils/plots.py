@@ -42,6 +42,8 @@ METHOD_LABELS = {
     "merged_ce": "Merged, then labels alone",
     "uniego": "UNIEGO",
 }
+MOST_COLOURS = 24  # classes that colours can tell apart, with good will
+MOST_ROWS = 40  # classes that a figure lists; a dataset may have hundreds
 PANEL = 1.15  # inches, side of a video frame in a strip
 
 plt.rcParams.update(
@@ -93,8 +95,16 @@ def plot_strips(
     return figure
 
 
+def _listable(table: pd.DataFrame, title: str) -> tuple[pd.DataFrame, str]:
+    """The rows that fit into a figure, and a title that says so where some do not."""
+    if len(table) <= MOST_ROWS:
+        return table, title
+    return table.head(MOST_ROWS), f"{title}  (first {MOST_ROWS} of {len(table)})"
+
+
 def plot_counts(counts: pd.DataFrame, title: str) -> Axes:
-    """Clips per class and split: rows classes, columns splits."""
+    """Clips per class and split: rows classes, columns splits; the first classes where there are hundreds."""
+    counts, title = _listable(counts, title)
     ax = counts.plot.barh(stacked=True, figsize=(7, 0.28 * len(counts) + 1.2), colormap="cividis", width=0.8)
     ax.set(xlabel="clips", ylabel="", title=title)
     ax.invert_yaxis()
@@ -116,6 +126,58 @@ def plot_probe(accuracy: Mapping[str, float], labels: Mapping[str, str], chance:
     return ax
 
 
+def plot_health(table: pd.DataFrame, labels: Mapping[str, str], title: str) -> Figure:
+    """Three looks at each teacher's features (`features.describe_features`), a row a teacher: the spread of
+    norms, the share of the common mean, and over how many directions the clips spread."""
+    figure, axs = plt.subplots(1, 3, figsize=(11, 0.36 * len(table) + 1.4), layout="constrained", sharey=True)
+    names = [labels[key] for key in table.index]
+    colours = [colour_of(key) for key in table.index]
+    low, high = table["norm_min"] / table["norm_mean"], table["norm_max"] / table["norm_mean"]
+    axs[0].barh(names, high - low, left=low, color=colours, height=0.35)
+    axs[0].axvline(1, color="k", lw=1, ls=":")
+    axs[0].set(xlabel="smallest to largest norm, of its mean", xlim=(0, None))
+    axs[1].barh(names, 100 * table["mean_share"], color=colours)
+    axs[1].set(xlabel="the common mean's share (%)", xlim=(0, 100))
+    bars = axs[2].barh(names, table["effective_rank"], color=colours)
+    axs[2].bar_label(bars, fmt="%.0f", padding=3)
+    axs[2].set(xlabel="effective rank (directions)", xlim=(0, 1.15 * table["effective_rank"].max()))
+    axs[0].invert_yaxis()
+    figure.suptitle(title)
+    return figure
+
+
+def plot_neighbours(
+    pictures: Mapping[str, Sequence[np.ndarray]], right: Mapping[str, Sequence[bool]], title: str
+) -> Figure:
+    """What each teacher thinks is like a clip: a row a teacher, the clip first, then its nearest ones.
+
+    Args:
+        pictures: row label -> pictures (H, W, 3) uint8, which may differ in size.
+        right: row label -> whether each of the nearest is of the clip's class (one fewer than pictures).
+    """
+    columns = max(map(len, pictures.values()))
+    figure, axs = plt.subplots(
+        len(pictures),
+        columns,
+        figsize=(1.25 * columns + 1, PANEL * len(pictures) + 0.5),
+        layout="constrained",
+        squeeze=False,
+    )
+    for row, (label, shown) in zip(axs, pictures.items(), strict=True):
+        for ax in row:
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+        for place, (ax, picture) in enumerate(zip(row, shown, strict=False)):
+            ax.imshow(picture)
+            if place:
+                mark, colour = ("✓", "#117733") if right[label][place - 1] else ("✗", "#BB2222")
+                ax.set_title(mark, color=colour, fontsize=9, pad=2)
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    figure.suptitle(title)
+    return figure
+
+
 def plot_feature_maps(
     points: Mapping[str, np.ndarray],
     classes: Sequence[str],
@@ -123,14 +185,19 @@ def plot_feature_maps(
     names: Mapping[str, str],
     title: str,
 ) -> Figure:
-    """Two-dimensional projections (N, 2) of each teacher's features, a panel a teacher, coloured by class."""
+    """Two-dimensional projections (N, 2) of each teacher's features, a panel a teacher, coloured by class.
+
+    Where there are more classes than colours can tell, the first ones are coloured and the rest is grey.
+    """
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
     size = (2.6 * columns + 1.6, 2.3 * rows + 0.5)
     figure, axs = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    palette = sns.color_palette("husl", len(classes))
+    coloured = classes[:MOST_COLOURS]
+    palette = sns.color_palette("husl", len(coloured))
     for ax, (key, xy) in zip(axs.flat, points.items(), strict=False):
-        for number, name in enumerate(classes):
+        ax.scatter(*xy[np.asarray(labels) >= len(coloured)].T, s=3, color="#cccccc", linewidths=0)
+        for number, name in enumerate(coloured):
             chosen = np.asarray(labels) == number
             ax.scatter(*xy[chosen].T, s=5, color=palette[number], label=name, linewidths=0)
         ax.set_title(names[key], fontsize=10)
@@ -180,6 +247,7 @@ def plot_alpha(alpha: Mapping[str, float], labels: Mapping[str, str], title: str
 
 def plot_selection(shares: pd.DataFrame, title: str) -> Axes:
     """Heat map of selection rates: rows classes, columns proxies, entries in 0..1."""
+    shares, title = _listable(shares, title)
     figsize = (0.75 * shares.shape[1] + 2.5, 0.3 * len(shares) + 1.8)
     _, ax = plt.subplots(figsize=figsize, layout="constrained")
     bar = {"label": "share of the class's clips", "shrink": 0.8}

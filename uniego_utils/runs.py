@@ -116,7 +116,7 @@ def is_finished(folder: Path) -> bool:
     return (Path(folder) / FINISHED).is_file()
 
 
-def start_run(folder: Path, config: dict) -> bool:
+def start_run(folder: Path, config: dict, cure: str = "Delete that folder to run anew") -> bool:
     """Open a run folder for `config`. True: finished before with this very config, so reuse it.
 
     Raises:
@@ -133,7 +133,7 @@ def start_run(folder: Path, config: dict) -> bool:
             lines = "\n".join(f"  {name}: {before.get(name)!r} -> {config.get(name)!r}" for name in changed)
             raise ValueError(
                 f"{folder} was made with another configuration:\n{lines}\n"
-                f"Delete that folder to run anew, or write elsewhere with the parameter `outputs`."
+                f"{cure}, or write elsewhere with the parameter `outputs`."
             )
     else:
         write_json(path, {"config": config, "provenance": provenance()})

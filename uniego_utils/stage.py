@@ -9,9 +9,18 @@ import torch
 from torch import nn
 
 from uniego_utils.backbones import create_backbone
-from uniego_utils.manifests import PROJECT, Card, Manifest, MethodCard, Preset, load_card, load_manifest
+from uniego_utils.manifests import (
+    CLASSES_FILE,
+    PROJECT,
+    Card,
+    Manifest,
+    MethodCard,
+    Preset,
+    load_card,
+    load_manifest,
+)
 from uniego_utils.recipes import Recipe, recipe_called
-from uniego_utils.runs import run_name
+from uniego_utils.runs import read_json, run_name
 from uniego_utils.video import ClipDataset
 
 LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
@@ -28,10 +37,16 @@ class Stage:
     recipe: Recipe
     recipe_name: str
     seed: int
-    data_root: Path  # clips and manifests
+    data_root: Path  # videos
     outputs: Path  # outputs/<dataset>
     device: torch.device
     interactive: bool
+    weights: str = ""  # local file or folder of pretrained weights; "" for the hub
+
+    @property
+    def data(self) -> Path:
+        """Where notebook 00 writes manifests and what belongs to them."""
+        return self.outputs / "00_data"
 
     def manifest(self, split: str) -> Manifest:
         """The clips of a split, validated."""
@@ -39,7 +54,9 @@ class Stage:
             raise ValueError(
                 f"{self.card.name} has no split {split!r}; choose one of {', '.join(self.card.splits)}"
             )
-        return load_manifest(self.data_root / f"{split}.csv", self.card.classes, self.data_root)
+        return load_manifest(
+            self.data / f"{split}.csv", self.card.classes, self.data_root, self.card.views
+        )
 
     def clips(self, split: str, view: str = "ego", progress: bool = True) -> ClipDataset:
         """Clips of a split from one view, decoded into memory where the card says so."""
@@ -74,6 +91,7 @@ def open_stage(
     backbone: str = "",
     recipe: str = "paper",
     interactive: bool = False,
+    weights: str | None = None,
     **own: object,
 ) -> Stage:
     """Check a notebook's parameters and open its stage.
@@ -82,10 +100,11 @@ def open_stage(
         names: the notebook's `globals()`. papermill only warns about a parameter that a notebook doesn't
             have, so any plain value in them that was not passed on here is refused.
         dataset: a card in `data_manifests/`.
-        preset: a preset of that card.
+        preset: a preset of that card; empty for its first.
         outputs: where everything is written; a relative path is meant from the project's folder.
-        data_root: where clips and manifests lie; empty for `<outputs>/<dataset>/00_data`.
+        data_root: where videos and official annotations lie; empty for `<outputs>/<dataset>/00_data`.
         backbone: empty for the preset's.
+        weights: local file or folder of pretrained weights, empty for the hub; None in notebooks without it.
         own: the notebook's own parameters, listed in the error about unknown ones.
 
     Raises:
@@ -102,10 +121,13 @@ def open_stage(
         recipe=recipe,
         interactive=interactive,
     )
-    expected = dict.fromkeys(("dataset", "preset", "outputs", "data_root", "backbone", "recipe"), str)
-    for name, kind in {**expected, "seed": int, "interactive": bool}.items():
-        if type(given[name]) is not kind:
-            raise TypeError(f"parameter {name} should be {kind.__name__}, got {given[name]!r}")
+    if weights is not None:
+        given["weights"] = weights
+    kinds = {"seed": int, "interactive": bool}  # all others are text
+    for name, value in given.items():
+        kind = kinds.get(name, str)
+        if type(value) is not kind:
+            raise TypeError(f"parameter {name} should be {kind.__name__}, got {value!r}")
     plain = {
         name
         for name, value in names.items()
@@ -121,6 +143,9 @@ def open_stage(
     if backbone:
         chosen = replace(chosen, backbone=backbone)
     folder = project_path(outputs) / dataset
+    named = folder / "00_data" / CLASSES_FILE
+    if not card.classes and named.is_file():
+        card = replace(card, classes=tuple(read_json(named)))
     return Stage(
         card=card,
         preset=chosen,
@@ -132,6 +157,7 @@ def open_stage(
         outputs=folder,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         interactive=interactive,
+        weights=str(project_path(weights)) if weights else "",
     )
 
 

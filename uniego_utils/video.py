@@ -1,5 +1,7 @@
 """From video files to clip tensors: decoding with decord, sampling in time, augmentation in space."""
 
+import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from pathlib import Path
 import decord
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional as transforms
@@ -16,41 +19,115 @@ from tqdm.auto import tqdm
 from uniego_utils.manifests import Manifest, VideoCard
 
 SPAN_TOLERANCE_S = 0.5  # a video may end this much before its annotation does (rounding, last frame)
+PICTURE = re.compile(r"(\d+)\.(?:jpe?g|png)$", re.IGNORECASE)  # one frame of a folder, by its number
 
 
 class VideoError(RuntimeError):
     """A video that cannot be read as its manifest says; the message names the file and the cure."""
 
 
-def open_video(path: Path, end_s: float | None = None) -> decord.VideoReader:
+@dataclass(frozen=True)
+class Video:
+    """An opened video file, or a folder of numbered pictures, upright."""
+
+    path: Path
+    frames: int
+    fps: float  # frames per second
+    rotate: int  # degrees clockwise that make its pictures upright
+    source: "decord.VideoReader | list[Path]"
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self.frames / self.fps
+
+    def read(self, indices: list[int]) -> np.ndarray:
+        """Frames at `indices` as (T, H, W, 3) uint8. Raises VideoError where the file is damaged there."""
+        if isinstance(self.source, list):
+            frames = np.stack([_read_picture(self.source[index]) for index in indices])
+        else:
+            frames = _read_batch(self.source, indices, self.path)
+        return np.ascontiguousarray(np.rot90(frames, -self.rotate // 90, (1, 2))) if self.rotate else frames
+
+
+def open_video(path: Path, end_s: float | None = None, fps: float | None = None, rotate: int = 0) -> Video:
     """Open a video and check that it lasts as long as its annotation.
 
     Args:
-        path: the file.
+        path: a file, or a folder of pictures `<anything><number>.jpg` numbered without gaps from 0 or 1.
         end_s: seconds that the video must reach; a half-downloaded file opens but reports fewer frames.
+        fps: frames per second of a folder's pictures; a file says its own.
+        rotate: degrees clockwise (0, 90, 180, 270) that make the pictures upright.
 
     Raises:
-        VideoError: missing, unreadable, without frames, or too short.
+        VideoError: missing, unreadable, without frames, with gaps in its numbers, or too short.
+        ValueError: a folder without `fps`, or an angle that is no quarter turn.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if rotate not in (0, 90, 180, 270):
+        raise ValueError(f"{path}: rotate is {rotate}; it should be 0, 90, 180 or 270 degrees")
+    if path.is_dir():
+        video = _open_pictures(path, fps, rotate)
+    elif path.is_file():
+        try:
+            reader = decord.VideoReader(str(path), num_threads=1)
+            video = Video(path, len(reader), reader.get_avg_fps(), rotate, reader)
+        except (RuntimeError, decord.DECORDError) as error:
+            raise VideoError(_damaged(path, error)) from None
+    else:
         raise VideoError(f"{path} does not exist; run notebook 00_data again or mend the manifest")
-    try:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        frames, fps = len(reader), reader.get_avg_fps()
-    except (RuntimeError, decord.DECORDError) as error:
-        raise VideoError(_damaged(path, error)) from None
-    if frames == 0 or fps <= 0:
-        raise VideoError(f"{path} has {frames} frames at {fps} fps; fetch or generate the file again")
-    if end_s is not None and frames / fps < end_s - SPAN_TOLERANCE_S:
+    if video.frames == 0 or video.fps <= 0:
+        raise VideoError(f"{path} has {video.frames} frames at {video.fps} fps; fetch or generate it again")
+    if end_s is not None and video.seconds < end_s - SPAN_TOLERANCE_S:
         raise VideoError(
-            f"{path} lasts {frames / fps:.2f} s, but its annotation ends at {end_s:.2f} s: "
-            f"truncated or half-downloaded; fetch or generate the file again"
+            f"{path} lasts {video.seconds:.2f} s, but its annotation ends at {end_s:.2f} s: "
+            f"truncated or half-downloaded; fetch or generate it again"
         )
-    return reader
+    return video
 
 
-def read_frames(reader: decord.VideoReader, indices: list[int], path: Path) -> np.ndarray:
-    """Frames at `indices` as (T, H, W, 3) uint8. Raises VideoError where the file is damaged there."""
+def open_clip(manifest: Manifest, row: int, view: str) -> Video:
+    """Open the video of clip number `row` from a view, as the manifest's columns say (`<view>_fps` of frame
+    folders, `<view>_rotate`), and check that it reaches the clip's end."""
+    told = manifest.rows.iloc[row]
+    fps, rotate = (told.get(f"{view}_{name}", np.nan) for name in ("fps", "rotate"))
+    return open_video(
+        manifest.path(row, f"{view}_video"),
+        told["end_s"],
+        None if np.isnan(fps) else float(fps),
+        0 if np.isnan(rotate) else int(rotate),
+    )
+
+
+def _open_pictures(folder: Path, fps: float | None, rotate: int) -> Video:
+    if fps is None or fps <= 0:
+        raise ValueError(f"{folder} is a folder of pictures: its manifest must give their frames per second")
+    numbered = {}
+    for name in os.listdir(folder):
+        if match := PICTURE.search(name):
+            numbered[int(match[1])] = folder / name
+    numbers = sorted(numbered)
+    if not numbers:
+        raise VideoError(f"{folder} holds no numbered pictures (.jpg, .png); fetch the folder again")
+    first, last = numbers[0], numbers[-1]
+    if first not in (0, 1) or last - first + 1 != len(numbers):
+        absent = next(number for number in range(min(first, 1), last) if number not in numbered)
+        raise VideoError(
+            f"{folder} holds {len(numbers)} pictures numbered {first} to {last}, but none numbered {absent}; "
+            f"fetch the folder again"
+        )
+    return Video(folder, len(numbers), float(fps), rotate, [numbered[number] for number in numbers])
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise VideoError(_damaged(path, error)) from None
+
+
+def _read_batch(reader: decord.VideoReader, indices: list[int], path: Path) -> np.ndarray:
     try:
         try:
             return reader.get_batch(indices).asnumpy()
@@ -137,8 +214,9 @@ class ClipDataset(Dataset):
     evaluation sample. Random draws depend on the seed alone, so a resumed run sees the same clips.
     """
 
-    def __init__(self, manifest: Manifest, view: str, video: VideoCard):
-        self.manifest, self.view, self.video = manifest, view, video
+    def __init__(self, manifest: Manifest, view: str, video: VideoCard, whole_span: bool = False):
+        """`whole_span`: even when not cached, decode a clip's whole span before frames are taken from it."""
+        self.manifest, self.view, self.video, self.whole_span = manifest, view, video, whole_span
         self.labels = manifest.labels
         self.spans = manifest.rows[["start_s", "end_s"]].to_numpy(dtype=float)
         self.cached: list[tuple[Tensor, float, int]] | None = None
@@ -152,7 +230,7 @@ class ClipDataset(Dataset):
         rows = tqdm(
             range(len(self)), f"decode {self.manifest.split} {self.view}", disable=not progress, leave=False
         )
-        self.cached = [self._decode_span(row) for row in rows]
+        self.cached = [self.decode_span(row) for row in rows]
         return self
 
     @property
@@ -171,29 +249,31 @@ class ClipDataset(Dataset):
     def frames(self, row: int, random: np.random.Generator | None = None) -> Tensor:
         """Sampled frames of clip `row` before augmentation: (T, 3, H, W) uint8."""
         times = sample_times(*self.spans[row], self.video.num_frames, self.video.span_s, random)
-        if self.cached is not None:
-            frames, fps, first = self.cached[row]
+        if self.cached is not None or self.whole_span:
+            frames, fps, first = self.decode_span(row) if self.cached is None else self.cached[row]
             local = np.clip(np.array(frame_indices(times, fps, first + len(frames))) - first, 0, None)
             return frames[torch.from_numpy(local)]
-        path, reader = self._open(row)
-        return self._read(reader, frame_indices(times, reader.get_avg_fps(), len(reader)), path)
+        video = open_clip(self.manifest, row, self.view)
+        return self.read(video, frame_indices(times, video.fps, video.frames))
 
-    def _open(self, row: int) -> tuple[Path, decord.VideoReader]:
-        path = self.manifest.path(row, f"{self.view}_video")
-        return path, open_video(path, self.spans[row, 1])
-
-    def _read(self, reader: decord.VideoReader, indices: list[int], path: Path) -> Tensor:
+    def read(self, video: Video, indices: list[int]) -> Tensor:
+        """Frames at `indices`, the shorter side resized to the card's: (T, 3, H, W) uint8."""
         started = time.perf_counter()
-        frames = torch.from_numpy(read_frames(reader, indices, path)).permute(0, 3, 1, 2)
+        frames = torch.from_numpy(video.read(indices)).permute(0, 3, 1, 2)
         self.decode_seconds += time.perf_counter() - started
         self.decoded_frames += len(frames)
         return transforms.resize(frames, [self.video.resize], antialias=True)
 
-    def _decode_span(self, row: int) -> tuple[Tensor, float, int]:
-        path, reader = self._open(row)
-        fps = reader.get_avg_fps()
-        edges = frame_indices(self.spans[row] - (0, 1e-3), fps, len(reader))
-        return self._read(reader, list(range(edges[0], edges[1] + 1)), path), fps, edges[0]
+    def decode_span(self, row: int) -> tuple[Tensor, float, int]:
+        """All frames of a clip's span (T, 3, H, W) uint8, their rate, and the first one's number."""
+        video = open_clip(self.manifest, row, self.view)
+        edges = span_edges(self.spans[row], video)
+        return self.read(video, list(range(edges[0], edges[1] + 1))), video.fps, edges[0]
+
+
+def span_edges(span: np.ndarray, video: Video) -> list[int]:
+    """Numbers of the first and the last frame within a span (start, end) in seconds."""
+    return frame_indices(span - (0, 1e-3), video.fps, video.frames)
 
 
 @dataclass(frozen=True)
