@@ -3,12 +3,22 @@
 import math
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
 from uniego_utils.backbones import create_backbone
-from uniego_utils.backbones.timesformer import DividedBlock, TimeSformer, inflate, resize_positions
+from uniego_utils.backbones.timesformer import (
+    DividedBlock,
+    TimeSformer,
+    from_kinetics,
+    imagenet_weights,
+    inflate,
+    kinetics_weights,
+    resize_positions,
+)
 
 
 def seeded(*shape, seed=0):
@@ -233,3 +243,138 @@ def test_unknown_name_and_size_list_the_valid_ones():
 def test_frames_and_pixels_must_divide_into_tokens(frames, pixels):
     with pytest.raises(ValueError, match="do not divide"):
         create_backbone("timesformer", 5, frames, pixels, "tiny")
+
+
+# --- weights that others have trained
+
+OFFICIAL = {  # name in the official release -> name here; blocks.0 stands for every block
+    "cls_token": "cls_token",
+    "pos_embed": "pos_embed",
+    "time_embed": "time_embed",
+    "patch_embed.proj.weight": "patch_embed.proj.weight",
+    "patch_embed.proj.bias": "patch_embed.proj.bias",
+    "norm.weight": "norm.weight",
+    "norm.bias": "norm.bias",
+    **{
+        f"blocks.0.{theirs}.{kind}": f"blocks.0.{ours}.{kind}"
+        for kind in ("weight", "bias")
+        for theirs, ours in (
+            ("norm1", "norm1"),
+            ("attn.qkv", "attn.qkv"),
+            ("attn.proj", "attn.proj"),
+            ("temporal_norm1", "temporal_norm"),
+            ("temporal_attn.qkv", "temporal_attn.qkv"),
+            ("temporal_attn.proj", "temporal_attn.proj"),
+            ("temporal_fc", "temporal_proj"),
+            ("norm2", "norm2"),
+            ("mlp.fc1", "mlp.fc1"),
+            ("mlp.fc2", "mlp.fc2"),
+        )
+    },
+}
+
+
+def small_timesformer(num_frames=8, image_size=48, depth=2):
+    return TimeSformer(5, num_frames, image_size, width=24, depth=depth, heads=3).eval()
+
+
+@pytest.fixture(scope="module")
+def official():
+    """A random TimeSformer of ours, and its weights under the official release's names."""
+    ours = randomise(small_timesformer())
+    own = ours.state_dict()
+    names = {
+        theirs.replace("blocks.0", f"blocks.{block}"): name.replace("blocks.0", f"blocks.{block}")
+        for theirs, name in OFFICIAL.items()
+        for block in range(2)
+    }
+    state = {f"model.{theirs}": own[name] for theirs, name in names.items()}
+    assert len(state) == len([name for name in own if not name.startswith("head.")])
+    head = {"model.head.weight": seeded(400, 24), "model.head.bias": seeded(400)}
+    return ours, state | head
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["TimesformerModel", "TimesformerForVideoClassification"])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_transformers_timesformer_becomes_ours(tmp_path, kind, file):
+    import transformers
+
+    config = transformers.TimesformerConfig(
+        image_size=48,
+        patch_size=16,
+        num_frames=8,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        num_labels=7,
+    )
+    theirs = randomise(getattr(transformers, kind)(config), 0.5).eval()
+    if file == "model.safetensors":
+        theirs.save_pretrained(tmp_path)
+    else:
+        torch.save(theirs.state_dict(), tmp_path / file)
+    model = small_timesformer()
+    head = model.head.weight.clone()
+    from_kinetics(model, kinetics_weights(weights=str(tmp_path)))
+
+    clips = seeded(2, 3, 8, 48, 48)
+    base = theirs if kind == "TimesformerModel" else theirs.timesformer
+    expected = base(clips.transpose(1, 2)).last_hidden_state[:, 0]
+    torch.testing.assert_close(model(clips)[0], expected, rtol=1e-4, atol=1e-4)
+    assert expected.std(0).max() > 0.1  # the clips' features differ by far more than the tolerance
+    assert torch.equal(model.head.weight, head)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_the_official_release_becomes_ours(tmp_path, official, wrapper):
+    ours, state = official
+    checkpoint = {"epoch": 14, "model_state": {f"{wrapper}{name}": value for name, value in state.items()}}
+    torch.save(checkpoint, tmp_path / "TimeSformer_divST_8x32_224_K400.pyth")
+    model = small_timesformer()
+    from_kinetics(model, kinetics_weights(weights=str(tmp_path / "TimeSformer_divST_8x32_224_K400.pyth")))
+    clips = seeded(2, 3, 8, 48, 48)
+    assert torch.equal(model(clips)[0], ours(clips)[0])
+
+
+@pytest.mark.parametrize("frames", [4, 16])
+def test_time_embeddings_follow_the_number_of_frames(official, frames):
+    ours, state = official
+    model = small_timesformer(frames)
+    from_kinetics(model, state)
+    expected = [ours.time_embed[0, step * 8 // frames] for step in range(frames)]
+    assert torch.equal(model.time_embed[0], torch.stack(expected))
+    assert torch.equal(model.pos_embed, ours.pos_embed)
+
+
+def test_positions_follow_the_image_size(official):
+    ours, state = official
+    model = small_timesformer(image_size=80)
+    from_kinetics(model, state)
+    assert torch.equal(model.pos_embed, resize_positions(ours.pos_embed, 25))
+
+
+def test_kinetics_weights_that_do_not_fit_are_refused(official, image_vit):
+    _, state = official
+    lacking = {name: value for name, value in state.items() if name != "model.blocks.1.temporal_fc.bias"}
+    with pytest.raises(ValueError, match=r"1 missing \(first blocks\.1\.temporal_proj\.bias"):
+        from_kinetics(small_timesformer(), lacking)
+    with pytest.raises(ValueError, match=r"unexpected \(first blocks\.1\."):
+        from_kinetics(small_timesformer(depth=1), state)
+    with pytest.raises(ValueError, match=r"norm\.weight, \(3,\) instead of \(24,\)"):
+        from_kinetics(small_timesformer(), state | {"model.norm.weight": torch.ones(3)})
+    with pytest.raises(ValueError, match="neither transformers' nor the official layout.*cls_token"):
+        from_kinetics(small_timesformer(), image_vit.state_dict())
+
+
+def test_imagenet_weights_come_from_a_local_file(tmp_path, image_vit):
+    name = "vit_base_patch16_224.orig_in21k_ft_in1k"
+    save_file(image_vit.state_dict(), tmp_path / f"{name}.safetensors")
+    model = TimeSformer(5, num_frames=4, image_size=32, width=24, depth=2, heads=3)
+    inflate(model, imagenet_weights(weights=str(tmp_path)))
+    assert torch.equal(model.blocks[1].attn.qkv.weight, image_vit.blocks[1].attn.qkv.weight)
+    assert (
+        timm.get_pretrained_cfg(name).hf_hub_id == f"timm/{name}"
+    )  # so a folder's entry has the model's name

@@ -1,16 +1,42 @@
 """TimeSformer with divided space-time attention, on timm parts (Bertasius et al. 2021, arXiv:2102.05095)."""
 
+import re
+
 import timm
 import torch
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniego_utils.weights import load_exactly, locate_weights, read_weights
+
 SIZES = {
     "tiny": dict(width=64, depth=2, heads=2, tubelet=4, stem=(16, 32, 64), drop=0.1),
     "base": dict(width=768, depth=12, heads=12, drop_path=0.1),
 }
 PATCH = 16  # pixels, side of a token
+WRAPPERS = re.compile(r"^(module\.|model\.|timesformer\.)+")  # what training code puts before names
+LAYOUTS = (  # where other TimeSformers' names differ from ours
+    {
+        "blocks": "encoder.layer",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "time_embed": "embeddings.time_embeddings",
+        "temporal_norm": "temporal_layernorm",
+        "temporal_attn.qkv": "temporal_attention.attention.qkv",
+        "temporal_attn.proj": "temporal_attention.output.dense",
+        "temporal_proj": "temporal_dense",
+        "norm1": "layernorm_before",
+        "attn.qkv": "attention.attention.qkv",
+        "attn.proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+        "norm": "layernorm",
+    },  # transformers
+    {"temporal_norm": "temporal_norm1", "temporal_proj": "temporal_fc"},  # the official release
+)
 
 
 class ConvStem(nn.Module):
@@ -179,6 +205,65 @@ def inflate(model: TimeSformer, image_weights: dict[str, Tensor]) -> None:
     model.load_state_dict(own | renamed)
 
 
-def imagenet_weights(name: str = "vit_base_patch16_224.orig_in21k_ft_in1k") -> dict[str, Tensor]:
-    """Weights of a pretrained timm ViT (downloaded once to timm's cache); the release's by default."""
-    return timm.create_model(name, pretrained=True).state_dict()
+def imagenet_weights(
+    name: str = "vit_base_patch16_224.orig_in21k_ft_in1k", weights: str = ""
+) -> dict[str, Tensor]:
+    """Weights of a pretrained timm ViT; the release's (Apache-2.0) by default.
+
+    Args:
+        weights: "" for the hub, else a local file or folder (see `find_weights`).
+    """
+    return read_weights(locate_weights(timm.get_pretrained_cfg(name).hf_hub_id, weights))
+
+
+def kinetics_weights(
+    name: str = "facebook/timesformer-base-finetuned-k400", weights: str = "", revision: str | None = None
+) -> dict[str, Tensor]:
+    """Weights of a TimeSformer trained on Kinetics-400 (CC-BY-NC-4.0), for `from_kinetics`.
+
+    It was trained on 8 frames of 224 pixels, one in 32, of mean 0.45 and standard deviation 0.225.
+
+    Args:
+        weights: "" for the hub, else a local file or folder (see `find_weights`).
+        revision: commit of the hub's repository; None: its newest.
+    """
+    return read_weights(locate_weights(name, weights, revision))
+
+
+def from_kinetics(model: TimeSformer, weights: dict[str, Tensor]) -> None:
+    """Start from a TimeSformer that others have trained: all but the classifier is copied.
+
+    Position embeddings are resized over the grid if the image size differs, time embeddings over frames if
+    their number does (nearest, as both releases do).
+
+    Args:
+        weights: in the layout of transformers' `TimesformerModel` or `TimesformerForVideoClassification`, or
+            of the official release (`model.blocks.0.temporal_attn.qkv.weight`, ...).
+
+    Raises:
+        ValueError: neither layout, entries missing, left over or of other shapes.
+    """
+    given = {WRAPPERS.sub("", name): value for name, value in weights.items()}
+    layout = next((names for names in LAYOUTS if _foreign_name("cls_token", names) in given), None)
+    if layout is None or _foreign_name("time_embed", layout) not in given:
+        raise ValueError(
+            f"neither transformers' nor the official layout of a divided TimeSformer: the weights have "
+            f"{', '.join(list(weights)[:3]) or 'no entries'}, ..."
+        )
+    given = {name: value for name, value in given.items() if not name.startswith(("head.", "classifier."))}
+    own = model.state_dict()
+    renamed = {_foreign_name(name, layout): name for name in own if not name.startswith("head.")}
+    state = {renamed.get(name, name): value for name, value in given.items()}
+    if "pos_embed" in state:
+        state["pos_embed"] = resize_positions(state["pos_embed"], own["pos_embed"].shape[1] - 1)
+    steps = own["time_embed"].shape[1]
+    if state["time_embed"].shape[1] != steps:
+        state["time_embed"] = F.interpolate(state["time_embed"].transpose(1, 2), steps).transpose(1, 2)
+    head = {name: value for name, value in own.items() if name.startswith("head.")}
+    load_exactly(model, state | head, "the Kinetics checkpoint", "this TimeSformer")
+
+
+def _foreign_name(name: str, layout: dict[str, str]) -> str:
+    """What an entry of ours is called in another layout."""
+    block, part, kind = re.fullmatch(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?", name).groups(default="")
+    return block.replace("blocks", layout.get("blocks", "blocks")) + layout.get(part, part) + kind

@@ -1,0 +1,186 @@
+"""Pretrained weights: where they come from, read without running code, refused where they do not fit.
+
+A notebook's parameter `weights` is "" (the Hugging Face hub, cached after the first download) or a local
+file or folder, e.g. one folder with an entry for every pretrained model.
+"""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")  # what the hub's repositories call their weights
+SUFFIXES = (".safetensors", ".pth", ".pyth", ".pt", ".bin")
+CONTAINERS = ("model_state", "state_dict", "model")  # where training checkpoints keep the weights
+MAX_LISTED = 12  # entries of a folder listed in an error
+
+
+def find_weights(name: str, weights: str) -> Path | None:
+    """Where the weights of the model `name` lie locally; None: take them from the hub.
+
+    Args:
+        name: a model's name or a hub repository; what follows its last slash is looked for.
+        weights: "", a file, a checkpoint's folder, or a folder with an entry called like the model: a
+            checkpoint's folder, or a file with one of `SUFFIXES` (tried in that order).
+
+    Raises:
+        FileNotFoundError: no such path, or nothing in the folder fits; says what is there and what would.
+    """
+    if not weights:
+        return None
+    place, short = Path(weights), name.rpartition("/")[2]
+    if not place.exists():
+        raise FileNotFoundError(f"weights={weights!r} does not exist; put {short} there or leave it empty")
+    if place.is_file():
+        return place
+    for entry in (place / short, *(place / f"{short}{suffix}" for suffix in SUFFIXES)):
+        if entry.exists():
+            return entry
+    if any((place / file).is_file() for file in (*CHECKPOINTS, "config.json")):
+        return place
+    raise FileNotFoundError(
+        f"weights={weights!r} has nothing for {name}: it holds {_listing(place)}; "
+        f"put there a folder {short} or a file {short}{' | '.join(SUFFIXES)}"
+    )
+
+
+def from_hub(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """The folder with these files of a hub repository, downloaded once to the hub's cache.
+
+    Raises:
+        FileNotFoundError: neither the hub nor the cache gave them; names the two cures.
+    """
+    if (folder := _download(repository, files, revision)) is None:
+        raise _unreachable(repository, files)
+    return folder
+
+
+def locate_weights(repository: str, weights: str, revision: str | None = None) -> Path:
+    """The file or folder with a model's weights: local where `weights` says so, else from the hub.
+
+    Of the hub's files safetensors are preferred to a pickle, which `read_weights` reads without running code.
+
+    Raises:
+        FileNotFoundError: see `find_weights` and `from_hub`.
+    """
+    if (place := find_weights(repository, weights)) is not None:
+        return place
+    for file in CHECKPOINTS:
+        if (folder := _download(repository, [file], revision)) is not None:
+            return folder / file
+    raise _unreachable(repository, CHECKPOINTS)
+
+
+def _download(repository: str, files: Sequence[str], revision: str | None) -> Path | None:
+    """The snapshot's folder; None without network (or with HF_HUB_OFFLINE=1) or if it lacks one of the files.
+
+    Unlike the download of a single file, that of a snapshot does not retry for half a minute without network.
+    """
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if all((folder / file).is_file() for file in files) else None
+
+
+def _unreachable(repository: str, files: Sequence[str]) -> FileNotFoundError:
+    short = repository.rpartition("/")[2]
+    return FileNotFoundError(
+        f"{repository}: neither the hub nor its cache here gave {' or '.join(files)}; "
+        f"set weights=<a local file, or a folder with an entry {short}>, or run once with network"
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint, on the CPU; of a training checkpoint its model's.
+
+    Args:
+        path: a safetensors file, a file written by `torch.save`, or a folder that holds one of `CHECKPOINTS`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: damaged, or other Python objects than tensors in it (they are never loaded).
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / file for file in CHECKPOINTS if (path / file).is_file()]
+        if not found:
+            raise FileNotFoundError(f"{path} holds {_listing(path)}, but none of {', '.join(CHECKPOINTS)}")
+        path = found[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; download these weights again")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except (SafetensorError, RuntimeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or ["it ends early"])[0][:160]
+        raise ValueError(f"{path} is damaged or no checkpoint ({reason}); download it again") from None
+    for container in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
+            content = content[container]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(
+            f"{path} holds no mapping of names to tensors; save the model's `state_dict()` as safetensors"
+        )
+    return dict(content)
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} holds other Python objects than tensors ({foreign[1]}), and loading them could run "
+                f"code; where you trust it, save its tensors alone as safetensors and give that file"
+            ) from None
+        raise
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str, name: str) -> None:
+    """Load `state` into `model`, all of it and nothing else.
+
+    Args:
+        path: where the weights come from, for the message.
+        name: the model they should be of, for the message.
+
+    Raises:
+        ValueError: names missing, left over or of other shapes; the first of each are named.
+    """
+    own = model.state_dict()
+    problems = []
+    if missing := [entry for entry in own if entry not in state]:
+        problems.append(f"{len(missing)} missing (first {missing[0]})")
+    if unexpected := [entry for entry in state if entry not in own]:
+        problems.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
+    if other := [entry for entry in own if entry in state and own[entry].shape != state[entry].shape]:
+        first = other[0]
+        shapes = f"{tuple(state[first].shape)} instead of {tuple(own[first].shape)}"
+        problems.append(f"{len(other)} of another shape (first {first}, {shapes})")
+    if problems:
+        raise ValueError(f"{path} does not fit {name}: {'; '.join(problems)}; give the weights of that model")
+    model.load_state_dict(state)
+
+
+def state_digest(model: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes of all tensors, in the order of their names."""
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return (", ".join(names[:MAX_LISTED]) or "nothing") + more
