@@ -11,27 +11,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
-from tqdm.auto import tqdm
 
 from uniego_utils.backbones.timesformer import TimeSformer
 from uniego_utils.manifests import Manifest
+from uniego_utils.skeletons import Layout, layout_of, read_skeleton
 from uniego_utils.teachers import timesformer
-from uniego_utils.teachers.batches import Job, require_column, subtract_background
-from uniego_utils.teachers.stgcn import Layout, layout_of, read_joints
-from uniego_utils.training import predict
-from uniego_utils.video import ClipDataset, frame_indices, loader, open_video, read_frames
+from uniego_utils.teachers.batches import EvaluationClips, Job, require_column, subtract_background
+from uniego_utils.video import ClipDataset, open_clip, span_edges
 
 
 @dataclass(frozen=True)
-class Settings(timesformer.Settings):
-    """The TimeSformer's numbers, and the box's."""
+class BoxSettings:
+    """How the box follows head and hands."""
 
     margin: float = 0.25  # added around head and hands, share of the box's side
     pull: float = 0.5  # 0: centred between head and hands, 1: on the moving hand
-    smooth_frames: int = 5  # moving average over time
+    smooth_frames: int = 5  # moving average over the skeleton's frames
+
+
+@dataclass(frozen=True)
+class Settings(BoxSettings, timesformer.Settings):
+    """The TimeSformer's numbers, and the box's."""
 
 
 build = timesformer.build
+encode = timesformer.encode
 
 
 def smooth(values: Tensor, frames: int) -> Tensor:
@@ -42,12 +46,12 @@ def smooth(values: Tensor, frames: int) -> Tensor:
     return (F.conv1d(series, kernel, padding="same") / count)[:, 0].T
 
 
-def hand_boxes(joints: Tensor, layout: Layout, height: int, width: int, settings: Settings) -> Tensor:
+def hand_boxes(joints: Tensor, layout: Layout, height: int, width: int, settings: BoxSettings) -> Tensor:
     """Square boxes around head and hands, one a frame.
 
     Args:
         joints: (T, V, 2) pixels, x to the right and y down.
-        layout: says which joints are the head and the wrists.
+        layout: says which joints are the head and the wrists; without them the box is around all joints.
         height, width: of the picture in pixels.
 
     Returns:
@@ -55,20 +59,27 @@ def hand_boxes(joints: Tensor, layout: Layout, height: int, width: int, settings
         picture, they are in the box.
     """
     edge = torch.tensor([width, height], dtype=torch.float32)
-    points = joints[:, [layout.head, *layout.wrists]].clamp(min=torch.zeros(2)).clamp(max=edge)  # (T, 3, 2)
-    speed = torch.zeros(len(points), 2)
-    if len(points) > 1:
-        step = (points[1:, 1:] - points[:-1, 1:]).norm(dim=-1)
-        speed = smooth(torch.cat([step[:1], step]), settings.smooth_frames)
-    share = (speed.square() + 1e-6) / (speed.square() + 1e-6).sum(1, keepdim=True)
-    hand = (points[:, 1:] * share[..., None]).sum(1)
-    middle = (points.amin(1) + points.amax(1)) / 2
-    centre = smooth(middle + settings.pull * (hand - middle), settings.smooth_frames)
-    reach = (points - centre[:, None]).abs().amax((1, 2))  # half the side that just holds all three
+    points = joints if layout.wrists is None else joints[:, [layout.head, *layout.wrists]]
+    points = points.clamp(min=torch.zeros(2)).clamp(max=edge)  # (T, n, 2)
+    aim = middle = (points.amin(1) + points.amax(1)) / 2
+    if layout.wrists is not None:
+        aim = middle + settings.pull * (_moving_hand(points[:, 1:], settings.smooth_frames) - middle)
+    centre = smooth(aim, settings.smooth_frames)
+    reach = (points - centre[:, None]).abs().amax((1, 2))  # half the side that just holds all points
     half = torch.maximum(smooth(reach[:, None], settings.smooth_frames)[:, 0], reach) * (1 + settings.margin)
     half = half.clamp(min=2.0, max=min(height, width) / 2)[:, None]
     centre = torch.minimum(torch.maximum(centre, half), edge - half)
     return torch.cat([centre - half, centre + half], 1)
+
+
+def _moving_hand(hands: Tensor, smooth_frames: int) -> Tensor:
+    """Between the two hands (T, 2, 2), nearer to the one that moves more: (T, 2)."""
+    speed = torch.zeros(len(hands), 2)
+    if len(hands) > 1:
+        step = (hands[1:] - hands[:-1]).norm(dim=-1)
+        speed = smooth(torch.cat([step[:1], step]), smooth_frames)
+    share = (speed.square() + 1e-6) / (speed.square() + 1e-6).sum(1, keepdim=True)
+    return (hands * share[..., None]).sum(1)
 
 
 def crop(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -77,37 +88,59 @@ def crop(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
     return roi_align(frames.float(), numbered, size, aligned=True).round().clamp(0, 255).to(torch.uint8)
 
 
-def decode(job: Job, manifest: Manifest) -> ClipDataset:
-    """The crops of all clips in memory. The rows of a skeleton file span the clip."""
-    settings: Settings = job.settings
-    require_column(manifest, "skeleton")
-    layout, view = layout_of(job.card.skeleton), job.view
-    dataset = ClipDataset(manifest, view, replace(job.preset.video, num_frames=settings.num_frames))
-    cached = []
-    for row in tqdm(range(len(manifest)), f"crop {manifest.split}", disable=not job.progress, leave=False):
-        path, span = manifest.path(row, f"{view}_video"), dataset.spans[row]
-        reader = open_video(path, span[1])
-        first, last = frame_indices(span - (0, 1e-3), fps := reader.get_avg_fps(), len(reader))
-        frames = torch.from_numpy(read_frames(reader, list(range(first, last + 1)), path)).permute(0, 3, 1, 2)
-        joints = read_joints(manifest.path(row, "skeleton"), f"{view}_joints_2d", layout)
-        joints = joints[torch.arange(len(frames)) * len(joints) // len(frames)]
-        boxes = hand_boxes(joints, layout, *frames.shape[-2:], settings)
-        if settings.subtract_background:
+class Boxes:
+    """The boxes of a manifest's clips, from their skeleton files."""
+
+    def __init__(self, job: Job, manifest: Manifest):
+        require_column(manifest, "skeleton")
+        self.manifest, self.settings = manifest, job.settings
+        self.name, self.layout = f"{job.view}_joints_2d", layout_of(job.card.skeleton)
+
+    def of(self, row: int, height: int, width: int) -> Tensor:
+        """Boxes of clip `row` in a picture of that size, one a frame of its skeleton file: see `hand_boxes`.
+
+        Of several persons the box follows the one found most surely, or the first; of hands, all.
+        """
+        skeleton = read_skeleton(self.manifest.path(row, "skeleton"), self.name, self.layout)
+        joints = skeleton.joints
+        if skeleton.size is not None:  # the pictures that the skeleton was found in may have been others
+            joints = joints * (torch.tensor([width, height]) / skeleton.size)
+        if self.layout.wrists is None:
+            joints = joints.transpose(0, 1).flatten(1, 2)
+        else:
+            joints = joints[0 if skeleton.scores is None else skeleton.scores.mean((1, 2)).argmax()]
+        return hand_boxes(joints, self.layout, height, width, self.settings)
+
+
+class Crops(ClipDataset):
+    """Clips cropped to their boxes; if wanted without their background."""
+
+    def __init__(self, job: Job, manifest: Manifest):
+        video = replace(job.preset.video, num_frames=job.settings.num_frames)
+        super().__init__(manifest, job.view, video, whole_span=True)
+        self.boxes, self.remove_background = Boxes(job, manifest), job.settings.subtract_background
+
+    def decode_span(self, row: int) -> tuple[Tensor, float, int]:
+        """See ClipDataset."""
+        video = open_clip(self.manifest, row, self.view)
+        first, last = span_edges(self.spans[row], video)
+        frames = torch.from_numpy(video.read(list(range(first, last + 1)))).permute(0, 3, 1, 2)
+        boxes = self.boxes.of(row, *frames.shape[-2:])
+        boxes = boxes[torch.arange(len(frames)) * len(boxes) // len(frames)]
+        if self.remove_background:
             frames = subtract_background(frames)
-        cached.append((crop(frames, boxes, dataset.video.resize), fps, first))
-    dataset.cached = cached
-    return dataset
+        return crop(frames, boxes, self.video.resize), video.fps, first
 
 
 def train(model: TimeSformer, job: Job, manifest: Manifest) -> list[dict]:
     """Fit with cross-entropy; the history, a record an epoch."""
-    return timesformer.train_on(decode(job, manifest), model, job)
+    timesformer.take_start(model, job)
+    return timesformer.train_on(Crops(job, manifest), model, job)
 
 
-def encode(model: TimeSformer, job: Job, manifest: Manifest) -> Tensor:
-    """Class-token features (N, width)."""
-    batches = loader(decode(job, manifest), job.settings.batch_size_eval)
-    return predict(model, batches, job.device)["features"]
+def clips(job: Job, manifest: Manifest) -> EvaluationClips:
+    """Item `row` is (3, T, S, S) float32, normalised."""
+    return EvaluationClips(Crops(job, manifest))
 
 
 def notes(job: Job) -> dict[str, str]:

@@ -1,63 +1,43 @@
-"""Teacher on 3-D skeletons: ST-GCN (Yan et al. 2018, arXiv:1801.07455) in plain PyTorch."""
+"""Teacher on skeletons: ST-GCN (Yan et al. 2018, arXiv:1801.07455) in plain PyTorch.
+
+Joints are metres in space, or pixels with a confidence from an exo video. The paper says ST-GCN and 256
+features; that its sizes and the normalisation of pixels are pyskl's is inferred. Frames are sampled evenly,
+once a clip, where pyskl draws them anew in training and averages over ten draws in testing.
+"""
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
-from uniego_utils import mocap
 from uniego_utils.manifests import Manifest, TrainConfig
 from uniego_utils.objectives import Classification
-from uniego_utils.runs import read_tensors
+from uniego_utils.skeletons import Layout, layout_of, read_joints, read_skeleton
 from uniego_utils.teachers.batches import Job, TensorBatches, require_column
-from uniego_utils.training import Learner, fit, predict
+from uniego_utils.training import Learner, fit
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Which joints a skeleton has and how they hang together, by the joints' numbers."""
-
-    joints: tuple[str, ...]
-    bones: tuple[tuple[int, int], ...]
-    centre: int  # bones are grouped by whether they lead towards this joint
-    head: int
-    wrists: tuple[int, int]
-
-
-LAYOUTS = {
-    "mocap-16": Layout(
-        tuple(mocap.JOINTS),
-        tuple(mocap.BONES),
-        mocap.JOINTS.index("chest"),
-        mocap.JOINTS.index("head"),
-        (mocap.JOINTS.index("left_wrist"), mocap.JOINTS.index("right_wrist")),
-    ),
-}
+SOURCES = ("joints_3d", "exo_joints_2d")
 
 
 @dataclass(frozen=True)
 class Settings:
     """The paper's teacher is channels (64,) * 4 + (128,) * 3 + (256,) * 3, strides 2 at blocks 5 and 8."""
 
+    source: str = "joints_3d"  # of the skeleton file; or exo_joints_2d
+    persons: int = 1  # the first so many of a file, or hands; where there are fewer, the rest is padding
     num_frames: int = 16  # skeletons are resampled to so many
     channels: tuple[int, ...] = (48, 96, 128)  # per block; the last is the feature's width
     strides: tuple[int, ...] = (1, 2, 2)  # in time
     temporal_kernel: int = 9  # frames
     drop: float = 0.1
-    noise_m: float = 0.01  # metres, standard deviation added to joints in training
-    batch_size_eval: int = 256
+    noise_m: float = 0.01  # metres, standard deviation added to 3-D joints in training
+    scale: float = 0.1  # 2-D skeletons grow or shrink by up to this share in training
+    shift: float = 0.1  # and move by up to this share of half the picture
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def layout_of(name: str | None) -> Layout:
-    """The layout called `name`; an unknown one is an error that lists the valid ones."""
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown skeleton layout {name!r}; choose one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
 
 
 def hops(layout: Layout) -> np.ndarray:
@@ -138,7 +118,11 @@ class Block(nn.Module):
 
 
 class STGCN(nn.Module):
-    """Skeletons (B, T, V, 3) in metres -> features (B, channels[-1]) and logits (B, C)."""
+    """Skeletons (B, M, T, V, 3) -> features (B, channels[-1]) and logits (B, C).
+
+    Coordinates are metres, or x, y and confidence. Persons of zeros alone are padding: they are not looked at
+    and do not count in the mean over persons.
+    """
 
     def __init__(self, num_classes: int, layout: Layout, settings: Settings):
         super().__init__()
@@ -158,62 +142,88 @@ class STGCN(nn.Module):
 
     def forward(self, skeletons: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        b, t, v, c = skeletons.shape
-        x = self.norm(skeletons.permute(0, 2, 3, 1).reshape(b, v * c, t))
-        features = self.blocks(x.view(b, v, c, t).permute(0, 2, 3, 1)).mean((2, 3))
+        present = skeletons.flatten(2).any(2)  # (B, M)
+        persons = skeletons[present]  # (P, T, V, 3)
+        p, t, v, c = persons.shape
+        x = self.norm(persons.permute(0, 2, 3, 1).reshape(p, v * c, t))
+        each = self.blocks(x.view(p, v, c, t).permute(0, 2, 3, 1)).mean((2, 3))
+        clip = present.nonzero()[:, 0]  # (P,) whose person
+        total = each.new_zeros(len(skeletons), each.shape[1]).index_add(0, clip, each)
+        features = total / present.sum(1, keepdim=True)
         return features, self.head(self.drop(features))
 
 
-def read_joints(path: Path, name: str, layout: Layout) -> Tensor:
-    """Tensor `name` (T, V, 2 or 3) of a skeleton file.
+class Skeletons(Dataset):
+    """A clip's skeletons resampled in time: item `row` is (M, T, V, 3).
 
-    Raises:
-        ValueError: not there, no frames, another number of joints, not finite, or all zero: an estimator's
-            way to say that it found nobody.
+    3-D joints are metres; the first person's centre joint lies above the origin in the first frame, as where
+    in the room somebody stands says nothing. 2-D joints are x, y relative to the picture's centre and half
+    its size, as pyskl's PreNormalize2D has them, and the confidence.
     """
-    tensors = read_tensors(path)
-    if name not in tensors:
-        raise ValueError(f"{path} has no {name!r}, only {', '.join(tensors)}; extract the skeletons again")
-    joints = tensors[name].float()
-    fault = None
-    if joints.ndim != 3 or joints.shape[1] != len(layout.joints):
-        fault = f"shape {tuple(joints.shape)}, not (frames, {len(layout.joints)}, coordinates)"
-    elif not len(joints):
-        fault = "no frames"
-    elif not joints.isfinite().all():
-        fault = "values that are not finite"
-    elif not joints.any():
-        fault = "zeros alone: nobody was found"
-    if fault:
-        raise ValueError(f"{path}: {name} has {fault}; extract this clip's skeleton again or drop the clip")
-    return joints
+
+    def __init__(self, job: Job, manifest: Manifest):
+        settings: Settings = job.settings
+        require_column(manifest, "skeleton")
+        if settings.source not in SOURCES:
+            raise ValueError(
+                f"{job.key}: unknown source {settings.source!r}; choose one of {', '.join(SOURCES)}"
+            )
+        self.manifest, self.settings, self.layout = manifest, settings, layout_of(job.card.skeleton)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, row: int) -> Tensor:
+        path, source = self.manifest.path(row, "skeleton"), self.settings.source
+        if source == "joints_3d":
+            joints = read_joints(path, source, self.layout)
+            joints = joints - joints[0, 0, self.layout.centre] * torch.tensor([1.0, 0.0, 1.0])
+        else:
+            skeleton = read_skeleton(path, source, self.layout)
+            if skeleton.scores is None or skeleton.size is None:
+                raise ValueError(f"{path}: {source} lacks scores or `size`; extract the skeletons again")
+            half = skeleton.size / 2
+            joints = torch.cat([(skeleton.joints - half) / half, skeleton.scores[..., None]], -1)
+        joints = joints[: self.settings.persons, sample_rows(joints.shape[1], self.settings.num_frames)]
+        return F.pad(joints, (0, 0, 0, 0, 0, 0, 0, self.settings.persons - len(joints)))
 
 
-def read_skeletons(manifest: Manifest, layout: Layout, num_frames: int) -> Tensor:
-    """All clips' 3-D skeletons, resampled in time and moved over the origin: (N, num_frames, V, 3) metres.
-
-    The centre joint of the first frame lies above the origin: where in the room somebody stands says nothing.
-    """
-    require_column(manifest, "skeleton")
-    skeletons = []
-    for row in range(len(manifest)):
-        joints = read_joints(manifest.path(row, "skeleton"), "joints_3d", layout)
-        times = ((torch.arange(num_frames) + 0.5) * len(joints) / num_frames).long()
-        skeletons.append(joints[times] - joints[0, layout.centre] * torch.tensor([1.0, 0.0, 1.0]))
-    return torch.stack(skeletons)
+def sample_rows(rows: int, count: int) -> Tensor:
+    """(count,) which of a skeleton's rows are on at the centres of `count` equal parts of its clip."""
+    return ((torch.arange(count) + 0.5) * rows / count).long()
 
 
 def turn(skeletons: Tensor, generator: torch.Generator, noise_m: float) -> Tensor:
-    """Each clip turned about the vertical axis by its own angle, every joint moved a little: (B, T, V, 3)."""
+    """Each clip turned about the vertical axis by its own angle, every joint moved a little; padding stays.
+
+    Args:
+        skeletons: (B, M, T, V, 3) metres, y up.
+        noise_m: standard deviation in metres.
+    """
+    present = skeletons.flatten(2).any(2)[..., None, None, None]
     angle = torch.rand(len(skeletons), generator=generator) * 2 * math.pi
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     c, s = angle.cos(), angle.sin()
     yaw = torch.stack([c, zero, s, zero, one, zero, -s, zero, c], -1).view(-1, 3, 3)
-    turned = torch.einsum("btvc,bdc->btvd", skeletons, yaw)
-    return turned + noise_m * torch.randn(turned.shape, generator=generator)
+    turned = torch.einsum("bmtvc,bdc->bmtvd", skeletons, yaw)
+    return (turned + noise_m * torch.randn(turned.shape, generator=generator)) * present
 
 
-def build(job: Job, manifest: Manifest) -> STGCN:
+def move(skeletons: Tensor, generator: torch.Generator, scale: float, shift: float) -> Tensor:
+    """Each clip's picture scaled about its centre and shifted by its own draw; padding and confidence stay.
+
+    Args:
+        skeletons: (B, M, T, V, 3) x, y in half pictures, and confidence.
+        scale: largest change of size, as a share.
+        shift: largest shift along x and y, in half pictures.
+    """
+    present = skeletons.flatten(2).any(2)[..., None, None, None]
+    draws = torch.rand(len(skeletons), 3, generator=generator).view(-1, 1, 1, 1, 3) * 2 - 1
+    moved = skeletons[..., :2] * (1 + scale * draws[..., :1]) + shift * draws[..., 1:]
+    return torch.cat([moved * present, skeletons[..., 2:]], -1)
+
+
+def build(job: Job) -> STGCN:
     """The network with random weights."""
     settings: Settings = job.settings
     if len(settings.channels) != len(settings.strides) or settings.channels[-1] != job.teacher.width:
@@ -227,11 +237,14 @@ def build(job: Job, manifest: Manifest) -> STGCN:
 def train(model: STGCN, job: Job, manifest: Manifest) -> list[dict]:
     """Fit with cross-entropy; the history, a record an epoch."""
     settings: Settings = job.settings
-    skeletons = read_skeletons(manifest, layout_of(job.card.skeleton), settings.num_frames)
+    dataset = clips(job, manifest)
+    skeletons = torch.stack([dataset[row] for row in range(len(dataset))])
     labels = torch.tensor(manifest.labels)
 
     def augment(clips: Tensor, generator: torch.Generator) -> Tensor:
-        return turn(clips, generator, settings.noise_m)
+        if settings.source == "joints_3d":
+            return turn(clips, generator, settings.noise_m)
+        return move(clips, generator, settings.scale, settings.shift)
 
     def batches(epoch: int) -> TensorBatches:
         return TensorBatches(skeletons, labels, settings.train.batch_size, augment, job.seed, epoch)
@@ -244,20 +257,27 @@ def train(model: STGCN, job: Job, manifest: Manifest) -> list[dict]:
     return history[job.key]
 
 
-def encode(model: STGCN, job: Job, manifest: Manifest) -> Tensor:
-    """Features (N, width), mean over time and joints."""
-    settings: Settings = job.settings
-    skeletons = read_skeletons(manifest, layout_of(job.card.skeleton), settings.num_frames)
-    labels = torch.tensor(manifest.labels)
-    batches = TensorBatches(skeletons, labels, settings.batch_size_eval, lambda clips, _: clips)
-    return predict(model, batches, job.device)["features"]
+def clips(job: Job, manifest: Manifest) -> Skeletons:
+    """Item `row` is (M, T, V, 3) float32."""
+    return Skeletons(job, manifest)
+
+
+def encode(model: STGCN, clips: Tensor, job: Job) -> Tensor:
+    """Skeletons (B, M, T, V, 3) -> features (B, width)."""
+    return model(clips)[0]
 
 
 def notes(job: Job) -> dict[str, str]:
     """How the features were made."""
     settings: Settings = job.settings
+    space = (
+        "over the origin" if settings.source == "joints_3d" else "relative to half the picture, with scores"
+    )
     return {
         "model": f"ST-GCN, {len(settings.channels)} blocks {settings.channels}, trained on action labels",
-        "preprocessing": f"3-D joints ({job.card.skeleton}), {settings.num_frames} frames, over the origin",
-        "pooling": "mean over time and joints",
+        "preprocessing": (
+            f"{settings.source} ({job.card.skeleton}) of up to {settings.persons}, "
+            f"{settings.num_frames} frames, {space}"
+        ),
+        "pooling": "mean over time and joints, then over persons",
     }
