@@ -1,0 +1,93 @@
+"""Clips of people's own videos, listed in one table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from uniego_utils.datasets.annotated import SPLITS, Annotated, require_file, split_off
+
+OPTIONAL = (
+    "exo_video",
+    "label",
+    "start_s",
+    "end_s",
+    "subject",
+    "split",
+    "skeleton",
+    "caption",
+    "ego_fps",
+    "exo_fps",
+    "ego_rotate",
+    "exo_rotate",
+)
+LAYOUT = f"labels.csv with the column ego_video and, as there are, {', '.join(OPTIONAL)}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the table lies, and how its clips are split if it does not say so."""
+
+    labels: str = "labels.csv"  # below the data root; paths in it are relative to the data root
+    val_share: float = 0.15  # of the people, or of the videos where no subject is given
+    test_share: float = 0.15
+    fps: float | None = None  # that videos must have; null: any
+    allow_portrait: bool = False
+    min_seconds: float = 0.1
+
+
+def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annotated:
+    """One clip a row of the table.
+
+    Without `start_s` and `end_s` a clip is its whole video; without `label` it is labelled by the folder
+    that holds its video; without `split`, people (or videos) are dealt out by their names.
+
+    Args:
+        root: the data root, which `settings.labels` and the paths in it are relative to.
+        classes: valid labels; none: all in the table, sorted.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: unknown columns, rows without a video, a label or a known split.
+    """
+    path = require_file(Path(root) / settings.labels, "your own hand", LAYOUT)
+    text = {name: str for name in ("label", "subject", "split", "caption", "skeleton")}
+    rows = pd.read_csv(path, dtype=text)
+    if unknown := set(rows) - {"ego_video", *OPTIONAL}:
+        raise ValueError(f"{path}: unknown columns {', '.join(sorted(unknown))}; expected {LAYOUT}")
+    if "ego_video" not in rows or rows.empty:
+        raise ValueError(f"{path} has no rows or no column ego_video; expected {LAYOUT}")
+    _refuse(path, rows["ego_video"].isna(), "no ego_video")
+    inferred = {}
+    if "label" not in rows:
+        rows["label"] = [Path(name).parent.name for name in rows["ego_video"]]
+        inferred["label"] = "labels.csv has no column label: the name of the folder that holds the video"
+    _refuse(path, rows["label"].isna() | (rows["label"] == ""), "no label")
+    rows["take"] = [Path(name).with_suffix("").as_posix() for name in rows["ego_video"]]
+    rows["subject"] = rows["subject"].fillna(rows["take"]) if "subject" in rows else rows["take"]
+    for column in ("exo_video", "end_s"):
+        rows[column] = rows.get(column, np.nan)
+    rows["start_s"] = rows.get("start_s", pd.Series(np.nan, rows.index)).fillna(0.0)
+    if "split" in rows:
+        _refuse(path, ~rows["split"].isin(SPLITS), f"a split other than {', '.join(SPLITS)}")
+    else:
+        rows["split"] = "train"
+        for split, share in (("test", settings.test_share), ("val", settings.val_share)):
+            rows = split_off(rows, "subject", share, split)
+        inferred["split"] = "labels.csv has no column split: people (or videos) are dealt out by their names"
+    clips = rows.assign(clip_id=[f"clip_{number:06d}" for number in range(len(rows))], reason=np.nan)
+    return Annotated(
+        clips,
+        classes or tuple(sorted(clips["label"].unique())),
+        inferred=inferred,
+        fps=settings.fps,
+        allow_portrait=settings.allow_portrait,
+        min_seconds=settings.min_seconds,
+    )
+
+
+def _refuse(path: Path, wrong: pd.Series, fault: str) -> None:
+    if wrong.any():
+        lines = ", ".join(str(number + 2) for number in wrong.index[wrong][:5])
+        raise ValueError(f"{path}: {wrong.sum()} rows have {fault} (first lines: {lines}); mend the table")
