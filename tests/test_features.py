@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from uniego_utils.features import common_rows, linear_probe, read_features, standardise, write_features
+from uniego_utils.features import (
+    common_rows,
+    describe_features,
+    linear_probe,
+    nearest_clips,
+    read_features,
+    standardise,
+    write_features,
+)
 from uniego_utils.manifests import Manifest
 from uniego_utils.runs import read_notes
 
@@ -149,3 +157,43 @@ def test_a_probe_is_at_chance_on_noise():
 def test_clips_that_share_their_features_are_found():
     assert common_rows(with_rows(r6=FEATURES[1], r3=FEATURES[1])).tolist() == [1, 3, 6]
     assert common_rows(FEATURES).tolist() == []
+
+
+def test_health_by_definition():
+    features = torch.randn(30, 6, generator=torch.Generator().manual_seed(1)) + 2
+    features[:, 5] = 3.0
+    features[7] = features[4]
+    told = describe_features(features)
+    x = features.double().numpy()
+    norms = np.sqrt((x**2).sum(1))
+    assert [told["norm_min"], told["norm_mean"], told["norm_max"]] == pytest.approx(
+        [norms.min(), norms.mean(), norms.max()]
+    )
+    assert (told["repeated"], told["constant_channels"]) == (2, 1)
+    assert told["mean_share"] == pytest.approx((x.mean(0) ** 2).sum() / (norms**2).mean())
+    values = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+    shares = values[values > 1e-12] / values.sum()
+    assert told["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+
+
+def test_effective_rank_counts_directions():
+    assert describe_features(torch.cat([torch.eye(4), -torch.eye(4)]))["effective_rank"] == pytest.approx(4)
+
+
+def test_nearest_clips_by_definition_and_never_of_the_same_take():
+    features = torch.randn(12, 5, generator=torch.Generator().manual_seed(2))
+    features[3] = features[0] + 1e-3  # of the same take: the nearest, but no news
+    takes = ["a", "b", "c", "a", "b", "c", "d", "d", "e", "e", "f", "f"]
+    z = (features.numpy() - features.numpy().mean(0)) / features.numpy().std(0)
+    cosine = [z[0] @ row / np.linalg.norm(z[0]) / np.linalg.norm(row) for row in z]
+    expected = sorted((row for row in range(12) if takes[row] != "a"), key=lambda row: -cosine[row])
+    assert nearest_clips(features, 0, takes, 4) == expected[:4]
+    assert nearest_clips(features, 0, ["a"] * 12, 4) == []
+
+
+def test_a_probe_on_fewer_clips_takes_them_evenly():
+    features, labels = torch.randn(40, 3), [row % 3 % 2 for row in range(40)]
+    kept = torch.arange(0, 40, 4)
+    assert linear_probe(features, labels, features, labels, max_clips=10) == linear_probe(
+        features[kept], [labels[row] for row in kept], features, labels
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pretrained import write_pose
 
 from uniego_utils import pose
 from uniego_utils.manifests import Manifest
@@ -19,40 +20,8 @@ SETTINGS = pose.Settings(frames_per_second=5.0, threshold=0.0, frames_per_pass=3
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
-    """A folder with both models: the real classes and preprocessing, tiny, with random weights."""
-    from transformers import (
-        RTDetrConfig,
-        RTDetrForObjectDetection,
-        RTDetrImageProcessor,
-        RTDetrResNetConfig,
-        VitPoseBackboneConfig,
-        VitPoseConfig,
-        VitPoseForPoseEstimation,
-        VitPoseImageProcessor,
-    )
-
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    backbone = RTDetrResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    detector = RTDetrConfig(
-        backbone_config=backbone, encoder_hidden_dim=16, encoder_in_channels=[16] * 3, encoder_ffn_dim=16,
-        encoder_attention_heads=2, d_model=16, num_queries=8, decoder_in_channels=[16] * 3, num_denoising=0,
-        decoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=2, decoder_n_points=2,
-        id2label={0: "person", 1: "chair"}, label2id={"person": 0, "chair": 1},
-    )  # fmt: skip
-    vit = VitPoseBackboneConfig(
-        image_size=(64, 48), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, out_indices=[1]
-    )
-    place = folder / "rtdetr_r50vd_coco_o365"
-    RTDetrForObjectDetection(detector).save_pretrained(place)
-    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place)
-    place = folder / "vitpose-base-simple"
-    VitPoseForPoseEstimation(VitPoseConfig(backbone_config=vit, num_labels=17)).save_pretrained(place)
-    VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(place)
-    return str(folder)
+    """A folder with both models."""
+    return str(write_pose(tmp_path_factory.mktemp("weights")))
 
 
 @pytest.fixture(scope="module")

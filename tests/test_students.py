@@ -24,15 +24,14 @@ TEACHERS = ("ego_dino", "exo_skl")
 def data_root(tmp_path_factory):
     """Rendered clips: two a class to train on, one a class to validate and to test."""
     root = tmp_path_factory.mktemp("data")
-    settings = {"pool": 1, "train": 2, "val": 1, "test": 1, "image_size": 64, "frames": 8}
-    build(
-        root,
-        CARDS / "mocap" / "humanoid_motions.npz",
-        from_mapping(MocapSettings, settings, "test"),
-        1,
-        False,
-    )
+    render(root, root)
     return root
+
+
+def render(root, manifests):
+    settings = {"pool": 1, "train": 2, "val": 1, "test": 1, "image_size": 64, "frames": 8}
+    motions = CARDS / "mocap" / "humanoid_motions.npz"
+    build(root, motions, from_mapping(MocapSettings, settings, "test"), 1, False, manifests)
 
 
 def open_small_stage(data_root, outputs) -> Stage:
@@ -43,6 +42,7 @@ def open_small_stage(data_root, outputs) -> Stage:
     stage = Stage(
         card, preset, card.method, PAPER, "paper", 0, data_root, outputs, torch.device("cpu"), False
     )
+    render(data_root, stage.data)
     manifest = stage.manifest("train")
     for number, key in enumerate(TEACHERS):
         features = torch.randn(len(manifest), 24, generator=torch.Generator().manual_seed(number))
@@ -139,6 +139,7 @@ def test_features_of_a_teacher_with_other_settings_are_not_reused(data_root, tmp
     stage = Stage(
         card, preset, card.method, PAPER, "paper", 0, data_root, tmp_path, torch.device("cpu"), False
     )
+    render(data_root, stage.data)
     prepare_teacher(stage, "exo_skl")
     prepare_teacher(stage, "exo_skl")
     assert "exo_skl: finished before, reused" in capsys.readouterr().out

@@ -2,21 +2,22 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 
-from uniego_utils import mocap, teachers
+from uniego_utils import mocap, skeletons, teachers
 from uniego_utils.features import check_features
-from uniego_utils.manifests import CARDS, Card, Preset, TeacherCard, from_mapping, load_manifest
-from uniego_utils.runs import write_tensors
-from uniego_utils.teachers import batches, depth, dino, images, siglip, skego, stgcn
+from uniego_utils.manifests import CARDS, Card, Manifest, TeacherCard, from_mapping, load_manifest
+from uniego_utils.runs import read_tensors, write_tensors
+from uniego_utils.skeletons import LAYOUTS, Layout
+from uniego_utils.teachers import batches, depth, dino, foundation, images, siglip, skego, skego_clip, stgcn
 
 TRAIN = {"epochs": 2, "batch_size": 16, "optimizer": "adamw", "lr": 0.001}
-LAYOUT = stgcn.LAYOUTS["mocap-16"]
+LAYOUT = LAYOUTS["mocap-16"]
 TEACHERS = {
     "ego_depth": ("depth", "depth", 16),
     "ego_dino": ("rgb", "dino", 16),
@@ -90,8 +91,16 @@ def change(card: Card, key: str, **settings) -> Card:
     return dataclasses.replace(card, teachers={**card.teachers, key: teacher})
 
 
-def preset_of(card: Card) -> Preset:
-    return card.preset("tiny")
+def job_of(card: Card, key: str) -> batches.Job:
+    return teachers.plan(key, card, card.preset("tiny"), progress=False)
+
+
+@torch.inference_mode()
+def encode_all(job: batches.Job, model: torch.nn.Module, manifest: Manifest) -> torch.Tensor:
+    """All clips in one batch."""
+    module = teachers.MODULES[job.teacher.model]
+    dataset = module.clips(job, manifest)
+    return module.encode(model, torch.stack([dataset[row] for row in range(len(dataset))]), job)
 
 
 # --- skeletons
@@ -114,7 +123,7 @@ def test_adjacency_partitions_sum_to_the_normalised_adjacency():
 
 def test_loose_joints_are_refused():
     with pytest.raises(ValueError, match="tail"):
-        stgcn.adjacency(stgcn.Layout(("root", "head", "tail"), ((0, 1),), 0, 1, (1, 1)))
+        stgcn.adjacency(Layout(("root", "head", "tail"), ((0, 1),), 0, 1, (1, 1)))
 
 
 def test_graph_convolution_against_its_definition():
@@ -132,26 +141,93 @@ def test_graph_convolution_against_its_definition():
 
 
 def test_turning_keeps_heights_and_distances():
-    skeletons = torch.randn(3, 4, 16, 3)
+    skeletons = torch.randn(3, 2, 4, 16, 3)
+    skeletons[1, 1] = 0  # nobody
     turned = stgcn.turn(skeletons, torch.Generator().manual_seed(0), 0.0)
     assert torch.allclose(turned[..., 1], skeletons[..., 1], atol=1e-5)
     assert torch.allclose(turned.norm(dim=-1), skeletons.norm(dim=-1), atol=1e-5)
     assert not torch.allclose(turned, skeletons, atol=0.1)
+    assert not stgcn.turn(skeletons, torch.Generator().manual_seed(0), 0.1)[1, 1].any()
 
 
-@pytest.mark.parametrize(
-    ("joints", "message"),
-    [
-        (torch.zeros(6, 16, 3), "zeros alone"),
-        (torch.zeros(0, 16, 3), "no frames"),
-        (torch.ones(6, 17, 3), "shape"),
-        (torch.full((6, 16, 3), math.nan), "not finite"),
-    ],
-)
-def test_useless_skeletons_are_refused_by_name(tmp_path: Path, joints, message):
-    write_tensors(tmp_path / "somebody.safetensors", {"joints_3d": joints})
-    with pytest.raises(ValueError, match=f"somebody.*{message}"):
-        stgcn.read_joints(tmp_path / "somebody.safetensors", "joints_3d", LAYOUT)
+def test_moving_a_picture_keeps_shapes_and_confidence():
+    skeletons = torch.rand(3, 2, 4, 16, 3)
+    skeletons[1, 1] = 0  # nobody
+    moved = stgcn.move(skeletons, torch.Generator().manual_seed(0), 0.1, 0.2)
+    assert torch.equal(moved[..., 2], skeletons[..., 2]) and not moved[1, 1].any()
+    for before, after in zip(skeletons[..., :2], moved[..., :2], strict=True):
+        scale = (after[0, 0, 1] - after[0, 0, 0]) / (before[0, 0, 1] - before[0, 0, 0])
+        assert torch.allclose(scale[0], scale[1], atol=1e-4) and 0.9 <= scale[0] <= 1.1
+        shift = after[0] - scale[0] * before[0]
+        assert torch.allclose(shift, shift[0, 0].expand_as(shift), atol=1e-5) and shift.abs().max() <= 0.2
+    assert torch.equal(stgcn.move(skeletons, torch.Generator(), 0.0, 0.0), skeletons)
+
+
+def test_padding_and_order_of_persons_change_no_features():
+    torch.manual_seed(0)
+    settings = stgcn.Settings(channels=(8, 8), strides=(1, 2))
+    model = stgcn.STGCN(5, LAYOUT, settings).eval()
+    one, two = torch.randn(2, 1, 4, 16, 3)
+    nobody = torch.zeros_like(one)
+    with torch.no_grad():
+        alone, other = model(torch.stack([one, two]))[0]
+        padded, pair, swapped = model(
+            torch.stack([torch.cat(p) for p in ((one, nobody), (one, two), (two, one))])
+        )[0]
+    assert torch.allclose(padded, alone, atol=1e-6)
+    assert torch.allclose(pair, (alone + other) / 2, atol=1e-6)
+    assert torch.allclose(swapped, pair, atol=1e-6)
+
+
+def test_padding_does_not_reach_the_batch_norm():
+    torch.manual_seed(0)
+    model = stgcn.STGCN(5, LAYOUT, stgcn.Settings(channels=(8,), strides=(1,), drop=0.0))
+    skeletons = torch.randn(4, 1, 4, 16, 3)
+    plain = model(skeletons)[0]
+    mean = model.norm.running_mean.clone()
+    model.norm.reset_running_stats()
+    padded = model(torch.cat([skeletons, torch.zeros_like(skeletons)], 1))[0]
+    assert torch.allclose(padded, plain) and torch.allclose(model.norm.running_mean, mean)
+
+
+@pytest.mark.parametrize("persons", [1, 2])
+def test_skeletons_in_pixels_relative_to_the_picture(clips, tmp_path, persons):
+    card, manifest = clips
+    joints, scores = np.full((1, 4, 16, 2), (200.0, 50)), np.full((1, 4, 16), 0.5)
+    joints[0, :, 0], joints[0, :, 1] = (100, 50), (0, 100)
+    skeletons.write_skeleton(tmp_path / "a.safetensors", LAYOUT, joints, scores, (200, 100))
+    manifest = dataclasses.replace(
+        manifest, rows=manifest.rows.assign(skeleton=str(tmp_path / "a.safetensors"))
+    )
+    card = change(card, "exo_skl", source="exo_joints_2d", persons=persons)
+    clip = stgcn.clips(job_of(card, "exo_skl"), manifest)[3]
+    assert clip.shape == (persons, 16, 16, 3) and not clip[1:].any()
+    for joint, place in ((0, (0, 0)), (1, (-1, 1)), (2, (1, 0))):
+        assert torch.equal(clip[0, :, joint], torch.tensor([*place, 0.5]).expand(16, 3))
+
+
+def test_stgcn_learns_from_pixels_of_up_to_two_people(clips, tmp_path):
+    card, manifest = clips
+    files = []
+    for row in range(len(manifest)):  # every other clip has a second person
+        own = read_tensors(manifest.path(row, "skeleton"))["exo_joints_2d"].numpy()[None]
+        files.append(str(tmp_path / f"{row}.safetensors"))
+        people = np.concatenate([own, own + 5][: 1 + row % 2])
+        skeletons.write_skeleton(files[-1], LAYOUT, people, None, (64, 64))
+    manifest = dataclasses.replace(manifest, rows=manifest.rows.assign(skeleton=files))
+    job = job_of(change(card, "exo_skl", source="exo_joints_2d", persons=2), "exo_skl")
+    model = teachers.fit_teacher(job, manifest, tmp_path / "run")
+    features = encode_all(job, model, manifest)
+    check_features(features, manifest.rows["clip_id"].tolist(), 8, "exo_skl")
+
+
+def test_sources_that_do_not_fit_are_refused(clips):
+    card, manifest = clips
+    with pytest.raises(ValueError, match="ego_hands.*joints_3d"):
+        stgcn.clips(job_of(change(card, "exo_skl", source="ego_hands"), "exo_skl"), manifest)
+    job = job_of(change(card, "exo_skl", source="exo_joints_2d"), "exo_skl")
+    with pytest.raises(ValueError, match="skeleton.safetensors.*scores"):  # the embedded benchmark has none
+        stgcn.clips(job, manifest)[0]
 
 
 # --- pictures
@@ -184,6 +260,66 @@ def test_boxes_lean_towards_the_moving_hand():
     joints[:, LAYOUT.wrists[1], 0] = 58 + torch.tensor([0.0, 4] * 5)
     boxes = skego.hand_boxes(joints, LAYOUT, 96, 96, skego.Settings())
     assert ((boxes[:, 0] + boxes[:, 2]) / 2 > 52).all()
+
+
+def test_boxes_of_hands_hold_every_finger():
+    joints = 20 + 40 * torch.rand(8, 21, 2, generator=torch.Generator().manual_seed(0))
+    boxes = skego.hand_boxes(joints, LAYOUTS["hand-21"], 96, 96, skego.BoxSettings())
+    assert (joints >= boxes[:, None, :2]).all() and (joints <= boxes[:, None, 2:]).all()
+
+
+def test_boxes_follow_the_surest_person_in_a_picture_of_any_size(clips, tmp_path):
+    card, manifest = clips
+    joints = np.random.default_rng(0).uniform(40, 60, (2, 6, 16, 2)) + [[[[0, 0]]], [[[100, 0]]]]
+    scores = np.stack([np.full((6, 16), 0.4), np.full((6, 16), 0.9)])
+    skeletons.write_skeleton(tmp_path / "a.safetensors", LAYOUT, joints, scores, (200, 100))
+    manifest = dataclasses.replace(
+        manifest, rows=manifest.rows.assign(skeleton=str(tmp_path / "a.safetensors"))
+    )
+    boxes = skego.Boxes(job_of(card, "exo_skego"), manifest)
+    expected = skego.hand_boxes(
+        torch.tensor(joints[1], dtype=torch.float32), LAYOUT, 100, 200, skego.Settings()
+    )
+    assert torch.allclose(boxes.of(0, 100, 200), expected, atol=1e-3)
+    assert torch.allclose(boxes.of(0, 200, 400), 2 * expected, atol=1e-3)
+
+
+def clip_crops(card: Card, **settings) -> batches.Job:
+    """The card's Sk-Ego as frozen CLIP, with one layer and small pictures."""
+    shown = {"image_size": 32, "num_frames": 3, "model_args": {"depth": 1}} | settings
+    teacher = dataclasses.replace(card.teachers["exo_skego"], model="skego_clip", width=512, settings=shown)
+    return job_of(dataclasses.replace(card, teachers={**card.teachers, "exo_skego": teacher}), "exo_skego")
+
+
+def test_clip_crops_as_large_as_the_picture_are_the_frames(clips):
+    card, manifest = clips
+    whole = clip_crops(card, margin=1000.0, image_size=64)
+    assert torch.equal(skego_clip.clips(whole, manifest)[2], foundation.clips(whole, manifest)[2])
+
+
+def test_clip_crops_are_those_of_the_trained_teacher(clips):
+    """Both cut the same boxes out of the same frames, if they are given the same numbers."""
+    card, manifest = clips
+    frames = skego_clip.clips(clip_crops(card, num_frames=6, image_size=36), manifest)
+    card = change(card, "exo_skego", num_frames=6, subtract_background=False)
+    trained = skego.Crops(job_of(card, "exo_skego"), manifest)
+    for row in range(4):
+        assert torch.equal(frames[row], trained.frames(row))
+
+
+def test_clip_crops_to_features(clips, tmp_path):
+    card, manifest = clips
+    name = skego_clip.Settings().name
+    torch.manual_seed(0)
+    weights = timm.create_model(name, depth=1, img_size=32).state_dict()
+    write_tensors(tmp_path / "vit_base_patch16_clip_224.openai.safetensors", weights)
+    job = dataclasses.replace(clip_crops(card), weights=str(tmp_path))
+    model = teachers.load_teacher(job, tmp_path)
+    assert not teachers.is_fitted_here(job)
+    few = dataclasses.replace(manifest, rows=manifest.rows[:3])
+    features = encode_all(job, model, few)
+    check_features(features, few.rows["clip_id"].tolist(), 512, "exo_skego")
+    assert "head and hands" in skego_clip.notes(job)["preprocessing"]
 
 
 def test_crop_of_the_whole_picture_is_the_picture():
@@ -293,12 +429,12 @@ def test_centring_takes_away_what_all_clips_share():
 def test_unknown_settings_models_and_teachers_are_refused(clips):
     card, _ = clips
     with pytest.raises(ValueError, match="patches.*valid fields are.*windows_per_clip"):
-        teachers.plan("ego_depth", change(card, "ego_depth", patches=3), preset_of(card))
+        job_of(change(card, "ego_depth", patches=3), "ego_depth")
     with pytest.raises(ValueError, match="exo_skl"):
-        teachers.plan("exo_sound", card, preset_of(card))
+        job_of(card, "exo_sound")
     other = dataclasses.replace(card.teachers["exo_rgb"], model="slowfast")
     with pytest.raises(ValueError, match="slowfast.*timesformer"):
-        teachers.plan("exo_rgb", dataclasses.replace(card, teachers={"exo_rgb": other}), preset_of(card))
+        job_of(dataclasses.replace(card, teachers={"exo_rgb": other}), "exo_rgb")
 
 
 def test_missing_captions_are_refused_by_name(clips, tmp_path):
@@ -307,51 +443,48 @@ def test_missing_captions_are_refused_by_name(clips, tmp_path):
     rows.loc[3, "caption"] = None
     lacking = dataclasses.replace(manifest, rows=rows)
     with pytest.raises(ValueError, match=rows["clip_id"][3]):
-        teachers.fit_teacher(
-            "ego_siglip", card, preset_of(card), lacking, tmp_path / "run", 0, "cpu", progress=False
-        )
+        teachers.fit_teacher(job_of(card, "ego_siglip"), lacking, tmp_path / "run")
 
 
 def test_width_that_does_not_divide_is_refused(clips, tmp_path):
     card, manifest = clips
     card = change(card, "ego_depth", pooling="mean_std_speed")
     with pytest.raises(ValueError, match="does not divide by 3"):
-        teachers.fit_teacher(
-            "ego_depth", card, preset_of(card), manifest, tmp_path / "run", 0, "cpu", progress=False
-        )
+        teachers.fit_teacher(job_of(card, "ego_depth"), manifest, tmp_path / "run")
 
 
 # --- from fit to features
 
 
 @pytest.mark.parametrize("key", TEACHERS)
-def test_fit_and_extract(clips, tmp_path, key):
+def test_fit_and_encode(clips, tmp_path, key):
     card, manifest = clips
-    preset, folder = preset_of(card), tmp_path / key
+    job, folder = job_of(card, key), tmp_path / key
     draws = torch.random.get_rng_state()
-    model = teachers.fit_teacher(key, card, preset, manifest, folder, 0, "cpu", progress=False)
+    model = teachers.fit_teacher(job, manifest, folder)
     assert torch.equal(draws, torch.random.get_rng_state())  # training leaves the caller's draws alone
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "history.jsonl", "metrics.json", "model.safetensors", "finished",
     }  # fmt: skip
-    features = teachers.extract(key, model, card, preset, manifest, "cpu", progress=False)
-    check_features(features, manifest.rows["clip_id"].tolist(), card.teachers[key].width, key)
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    features = encode_all(job, model, manifest)
+    check_features(features, manifest.rows["clip_id"].tolist(), card.teachers[key].width, key)
 
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    again = teachers.fit_teacher(key, card, preset, manifest, folder, 0, "cpu", progress=False)
+    again = teachers.fit_teacher(job, manifest, folder)
     assert (folder / "model.safetensors").stat().st_mtime_ns == written  # reused, not trained anew
-    assert torch.equal(teachers.extract(key, again, card, preset, manifest, "cpu", progress=False), features)
-    assert all(isinstance(text, str) for text in teachers.describe(key, card, preset).values())
+    assert torch.equal(encode_all(job, again, manifest), features)
+    assert teachers.fingerprint(job, again) == teachers.fingerprint(job, model)
+    assert all(isinstance(text, str) for text in teachers.MODULES[job.teacher.model].notes(job).values())
     with pytest.raises(ValueError, match="seed"):
-        teachers.fit_teacher(key, card, preset, manifest, folder, 1, "cpu", progress=False)
+        teachers.fit_teacher(dataclasses.replace(job, seed=1), manifest, folder)
 
 
 @pytest.mark.parametrize("key", ["exo_skl", "ego_dino"])
 def test_an_interrupted_fit_resumes_to_the_same_weights(clips, tmp_path, monkeypatch, key):
     card, manifest = clips
-    preset = preset_of(card)
-    whole = teachers.fit_teacher(key, card, preset, manifest, tmp_path / "whole", 0, "cpu", progress=False)
+    job = job_of(card, key)
+    whole = teachers.fit_teacher(job, manifest, tmp_path / "whole")
 
     objective = {
         "exo_skl": "uniego_utils.objectives.Classification",
@@ -370,9 +503,9 @@ def test_an_interrupted_fit_resumes_to_the_same_weights(clips, tmp_path, monkeyp
 
     monkeypatch.setattr(f"{target}.forward", stops)
     with pytest.raises(KeyboardInterrupt):
-        teachers.fit_teacher(key, card, preset, manifest, tmp_path / "part", 0, "cpu", progress=False)
+        teachers.fit_teacher(job, manifest, tmp_path / "part")
     assert (tmp_path / "part" / "checkpoint.safetensors").is_file()
-    resumed = teachers.fit_teacher(key, card, preset, manifest, tmp_path / "part", 0, "cpu", progress=False)
+    resumed = teachers.fit_teacher(job, manifest, tmp_path / "part")
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 

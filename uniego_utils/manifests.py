@@ -110,6 +110,7 @@ class Preset:
     start: TrainConfig | None = None  # trains the common start on labels; None: ImageNet weights from timm
     teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by teacher model
     teacher_video: Mapping[str, Any] = field(default_factory=dict)  # changes of `video`
+    pose: Mapping[str, Any] = field(default_factory=dict)  # settings of the pose estimator, where one is used
     method: Mapping[str, Any] = field(default_factory=dict)  # overrides of the card's method
 
 
@@ -348,12 +349,12 @@ def load_manifest(
     for view in views:
         _refuse(path, rows, rows[f"{view}_video"].isna(), f"{view}_video", "no file")
     _refuse(path, rows, ~(rows["end_s"] > rows["start_s"]), "end_s", "an empty time span")
-    for column in [name for name in rows if name.endswith(("_video", "_depth")) or name == "skeleton"]:
+    for column in [name for name in rows if name.endswith(("_video", "_depth", "skeleton"))]:
         given = rows[column].dropna()
         empty = {name for name in set(given) if not _has_content(_place(name, root, path.parent))}
         bad = [row for row, name in given.items() if name in empty]
         _refuse(path, rows, rows.index.isin(bad), column, f"a missing or empty file below {root}")
-    more = [name for name in rows if name.endswith(("_depth", "_fps", "_rotate")) or name == "skeleton"]
+    more = [name for name in rows if name.endswith(("_depth", "_fps", "_rotate", "skeleton"))]
     identity = rows[[*REQUIRED_COLUMNS, *more]].to_csv(index=False)
     return Manifest(path.stem, rows, tuple(classes), root, digest(identity.encode()), path.parent)
 

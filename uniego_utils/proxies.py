@@ -50,7 +50,7 @@ def common_start(stage: Stage) -> dict[str, Tensor]:
     backbone = stage.backbone()
     config = stage.preset.start
     if config is None:
-        inflate(backbone, imagenet_weights())
+        inflate(backbone, imagenet_weights(weights=stage.weights))
         return backbone.state_dict()
     folder = stage.folder("02_proxy")
     learner = Learner(backbone, Classification(config.label_smoothing))

@@ -296,8 +296,6 @@ def ship(executed_dir: str | Path, notebooks_dir: str | Path) -> list[Path]:
         ValueError: a notebook was changed since, failed, names a path of this machine, or is too large.
     """
     executed_dir, notebooks_dir = Path(executed_dir), Path(notebooks_dir)
-    from uniego_utils.runs import write_text  # imported late: it loads torch, 4 s and 600 MB a runner
-
     shipped = {}
     for path in sorted(notebooks_dir.glob("[0-9][0-9]_*.ipynb")):
         if (execution := execution_of(path.name, executed_dir)) is not None:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported late: seconds and 600 MB, which the pipeline does not need
 
 FINISHED = "finished"  # the marker's file name
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "decord2", "numpy", "safetensors", "scikit-learn")
@@ -56,8 +58,10 @@ def read_json(path: Path) -> dict:
         ) from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: dict[str, "Tensor"], notes: dict[str, str] | None = None) -> None:
     """Write named tensors and string notes as one safetensors file."""
+    from safetensors.torch import save_file
+
     with written_whole(path) as partial:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, notes
@@ -65,10 +69,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str] 
         partial.chmod(0o644)  # safetensors makes it private, but run folders are shared
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """Read a safetensors file whole, on the CPU. Raises FileNotFoundError that names what is missing."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; run the notebook that writes it first")
+    from safetensors.torch import load_file
+
     return load_file(path)
 
 

@@ -1,31 +1,65 @@
-"""The nine teachers: fitted once on the card's teacher split, then frozen.
+"""The nine teachers: fitted once on the card's teacher split or loaded with pretrained weights, then frozen.
 
-One module a kind of teacher. Each has `Settings` (its numbers, from the preset's `teachers.<module>` and the
-teacher's own `settings`), `build`, `train`, `encode` and `notes`.
+One module a kind of teacher. Each has `Settings` (its numbers, from the preset's `teachers` and the teacher's
+own `settings`), `build` (the network), `clips` (what it is given of each clip, decoded in workers), `encode`
+(a batch of these -> features) and `notes` (how features were made); those that are fitted here have `train`.
 """
 
 import time
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from uniego_utils.manifests import Card, Manifest, Preset, from_mapping, merged
 from uniego_utils.runs import finish_run, read_tensors, start_run, write_tensors
-from uniego_utils.teachers import depth, dino, siglip, skego, stgcn, timesformer
+from uniego_utils.teachers import (
+    depth,
+    depth_anything,
+    dino,
+    foundation,
+    siglip,
+    skego,
+    skego_clip,
+    stgcn,
+    timesformer,
+)
 from uniego_utils.teachers.batches import Job
 from uniego_utils.training import write_history
+from uniego_utils.weights import state_digest
 
 MODULES = {
-    module.__name__.rpartition(".")[2]: module for module in (timesformer, depth, stgcn, skego, dino, siglip)
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        timesformer,
+        depth,
+        stgcn,
+        skego,
+        dino,
+        siglip,
+        foundation,
+        depth_anything,
+        skego_clip,
+    )
 }
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "decord2")  # that features depend on
+UNSEEN = ("label", "licence", "settings")  # fields of a teacher's card that do not change its features
 
 
 def plan(
-    key: str, card: Card, preset: Preset, device: torch.device | str = "cpu", progress: bool = True
+    key: str,
+    card: Card,
+    preset: Preset,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    weights: str = "",
+    progress: bool = True,
 ) -> Job:
-    """What the teacher's module is told; the teacher's own settings lie over the preset's.
+    """What the teacher's module is told.
+
+    The teacher's own settings lie over the preset's for its kind, and the preset's for its key over both.
 
     Raises:
         ValueError: an unknown teacher, module or setting; valid ones are listed.
@@ -33,23 +67,37 @@ def plan(
     teacher = card.teacher(key)
     if teacher.model not in MODULES:
         raise ValueError(f"{key}: unknown model {teacher.model!r}; choose one of {', '.join(MODULES)}")
-    content = merged(preset.teachers.get(teacher.model, {}), teacher.settings)
+    if unknown := preset.teachers.keys() - MODULES.keys() - card.teachers.keys():
+        valid = ", ".join([*MODULES, *card.teachers])
+        raise ValueError(
+            f"{card.name}: settings of unknown teachers {', '.join(sorted(unknown))}; valid ones are {valid}"
+        )
+    content = merged(
+        merged(preset.teachers.get(teacher.model, {}), teacher.settings), preset.teachers.get(key, {})
+    )
     settings = from_mapping(MODULES[teacher.model].Settings, content, f"{card.name}: settings of {key}")
     preset = replace(preset, video=replace(preset.video, **preset.teacher_video))
-    return Job(key, teacher, settings, card, preset, torch.device(device), progress=progress)
+    return Job(
+        key, teacher, settings, card, preset, torch.device(device), seed, progress=progress, weights=weights
+    )
 
 
-def fit_teacher(
-    key: str,
-    card: Card,
-    preset: Preset,
-    manifest: Manifest,
-    folder: Path,
-    seed: int,
-    device: torch.device | str,
-    progress: bool = True,
-) -> nn.Module:
-    """Train a teacher on `manifest`, or load it if `folder` holds it finished; frozen, in eval mode.
+def is_fitted_here(job: Job) -> bool:
+    """Whether the teacher is trained on the card's teacher split; otherwise its weights are pretrained."""
+    return hasattr(MODULES[job.teacher.model], "train")
+
+
+def load_teacher(job: Job, folder: Path) -> nn.Module:
+    """The frozen teacher on the job's device, in eval mode; `folder` holds it if it was fitted here."""
+    with torch.random.fork_rng(devices=[]):  # the caller's own draws stay as they are
+        model = MODULES[job.teacher.model].build(job)
+    if is_fitted_here(job):
+        model.load_state_dict(read_tensors(Path(folder) / "model.safetensors"))
+    return model.to(job.device).eval().requires_grad_(False)
+
+
+def fit_teacher(job: Job, manifest: Manifest, folder: Path) -> nn.Module:
+    """The frozen teacher: trained on `manifest`, or loaded if `folder` holds it or weights are pretrained.
 
     Writes `model.safetensors`, `history.jsonl` and `metrics.json`. An interrupted fit resumes from its last
     epoch.
@@ -57,64 +105,40 @@ def fit_teacher(
     Raises:
         ValueError: the folder was made with other settings, another manifest or seed.
     """
+    if not is_fitted_here(job):
+        return load_teacher(job, folder)
     folder = Path(folder)
-    job = replace(
-        plan(key, card, preset, device, progress), seed=seed, checkpoint=folder / "checkpoint.safetensors"
-    )
+    job = replace(job, checkpoint=folder / "checkpoint.safetensors")
     module = MODULES[job.teacher.model]
     config = {
-        "teacher": key,
-        **{
-            name: value
-            for name, value in asdict(job.teacher).items()
-            if name not in ("label", "licence", "settings")
-        },
+        "teacher": job.key,
+        **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
         "settings": asdict(job.settings),
         "video": asdict(job.preset.video),
         "manifest": manifest.digest,
-        "seed": seed,
+        "seed": job.seed,
     }
-    finished = start_run(folder, config)
-    with torch.random.fork_rng(devices=[]):  # the caller's own draws stay as they are
-        torch.manual_seed(seed)
-        model = module.build(job, manifest)
-        if not finished:
-            started = time.perf_counter()
+    if not start_run(folder, config):
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            model = module.build(job)
             history = module.train(model, job, manifest)
-            write_history(folder, history)
-            write_tensors(folder / "model.safetensors", model.state_dict())
-            final = {name: value for name, value in history[-1].items() if name not in ("lr", "seconds")}
-            finish_run(folder, {**final, "seconds": round(time.perf_counter() - started, 1)})
-            job.checkpoint.unlink(missing_ok=True)
-    model.load_state_dict(read_tensors(folder / "model.safetensors"))
-    return model.to(job.device).eval().requires_grad_(False)
+        write_history(folder, history)
+        write_tensors(folder / "model.safetensors", model.state_dict())
+        final = {name: value for name, value in history[-1].items() if name not in ("lr", "seconds")}
+        finish_run(folder, {**final, "seconds": round(time.perf_counter() - started, 1)})
+        job.checkpoint.unlink(missing_ok=True)
+    return load_teacher(job, folder)
 
 
-def extract(
-    key: str,
-    model: nn.Module,
-    card: Card,
-    preset: Preset,
-    manifest: Manifest,
-    device: torch.device | str,
-    progress: bool = True,
-) -> Tensor:
-    """A frozen teacher's features of all clips, in manifest order: (N, width) float32 on the CPU.
-
-    Raises:
-        ValueError: the features have not the card's width.
-    """
-    job = plan(key, card, preset, device, progress)
-    features = MODULES[job.teacher.model].encode(model.to(job.device).eval(), job, manifest).float()
-    if features.shape != (len(manifest), job.teacher.width):
-        raise ValueError(
-            f"{key}: features {tuple(features.shape)} for {len(manifest)} clips, "
-            f"but the card says width {job.teacher.width}"
-        )
-    return features
-
-
-def describe(key: str, card: Card, preset: Preset) -> dict[str, str]:
-    """How a teacher's features are made, for the feature file: model, preprocessing, pooling."""
-    job = plan(key, card, preset)
-    return {"teacher": key, **MODULES[job.teacher.model].notes(job)}
+def fingerprint(job: Job, model: nn.Module) -> dict:
+    """All that a teacher's features depend on besides the clips: weights, preprocessing, libraries."""
+    return {
+        "teacher": job.key,
+        **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
+        **MODULES[job.teacher.model].notes(job),
+        "span_s": job.preset.video.span_s,
+        "weights": state_digest(model),
+        **{library: metadata.version(library) for library in LIBRARIES},
+    }

@@ -1,4 +1,4 @@
-"""What every teacher's module needs: its job, and batches over decoded clips held in memory."""
+"""What every teacher's module needs: its job, its clips, and batches over clips held in memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from uniego_utils.manifests import Card, Manifest, Preset, TeacherCard
 from uniego_utils.video import ClipDataset, EpochSampler
@@ -27,6 +28,7 @@ class Job:
     seed: int = 0
     checkpoint: Path | None = None  # written after every epoch of training
     progress: bool = True
+    weights: str = ""  # local file or folder of pretrained weights; "" for the hub
 
     @property
     def view(self) -> str:
@@ -106,11 +108,28 @@ def subtract_background(frames: Tensor) -> Tensor:
     return (frames.short() - median.short() + 128).clamp_(0, 255).to(torch.uint8)
 
 
-def preload(job: Job, manifest: Manifest, remove_background: bool, **video_changes: object) -> ClipDataset:
-    """The manifest's clips from the job's view, decoded into memory, if wanted without their background."""
-    video = replace(job.preset.video, **video_changes)
-    dataset = ClipDataset(manifest, job.view, video).preload(job.progress)
-    if remove_background:
-        for frames, _, _ in dataset.cached:
-            frames.copy_(subtract_background(frames))  # in place: all clips twice would fill small machines
-    return dataset
+class Spans(ClipDataset):
+    """Clips of the job's view; if wanted without their background, which takes all frames of the span."""
+
+    def __init__(self, job: Job, manifest: Manifest, remove_background: bool, **video_changes: object):
+        video = replace(job.preset.video, **video_changes)
+        super().__init__(manifest, job.view, video, whole_span=remove_background)
+        self.remove_background = remove_background
+
+    def decode_span(self, row: int) -> tuple[Tensor, float, int]:
+        """See ClipDataset."""
+        frames, fps, first = super().decode_span(row)
+        return subtract_background(frames) if self.remove_background else frames, fps, first
+
+
+@dataclass(frozen=True)
+class EvaluationClips(Dataset):
+    """Clips as a video encoder is evaluated on them: item `row` is (3, T, S, S) float32."""
+
+    source: ClipDataset
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.source[row, None]["clips"]

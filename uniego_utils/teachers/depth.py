@@ -103,7 +103,7 @@ class DepthObjective(nn.Module):
         return {"loss": scale_shift_invariant_loss(predicted, target)}
 
 
-def build(job: Job, manifest: Manifest) -> DepthNet:
+def build(job: Job) -> DepthNet:
     """The network with random weights."""
     settings: Settings = job.settings
     if not 1 <= settings.context <= settings.num_frames:
@@ -152,6 +152,7 @@ def train(model: DepthNet, job: Job, manifest: Manifest) -> list[dict]:
     return history[job.key]
 
 
+clips = images.clips
 encode = images.encode
 
 

@@ -142,7 +142,7 @@ def make_views(clips: Tensor, job: Job, generator: torch.Generator) -> Tensor:
     return torch.stack(views, 1)
 
 
-def build(job: Job, manifest: Manifest) -> Dino:
+def build(job: Job) -> Dino:
     """The network with random weights."""
     return Dino(images.frame_width(job), job.preset.video.image_size, job.settings)
 
@@ -168,6 +168,7 @@ def train(model: Dino, job: Job, manifest: Manifest) -> list[dict]:
     return history[job.key]
 
 
+clips = images.clips
 encode = images.encode
 
 

@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from uniego_utils.backbones.timesformer import PATCH, ConvStem
@@ -32,19 +33,35 @@ def create_vit(image_size: int, width: int, depth: int, heads: int) -> VisionTra
     )
 
 
-def decode(job: Job, manifest: Manifest, remove_background: bool) -> Tensor:
-    """All clips' frames, the central square at the card's input size: (N, T, 3, S, S) uint8."""
-    size = job.preset.video.image_size
-    video = replace(job.preset.video, num_frames=job.settings.num_frames, resize=size)
-    dataset = ClipDataset(manifest, job.view, video)
-    clips = torch.empty(len(dataset), video.num_frames, 3, size, size, dtype=torch.uint8)
-    for row in tqdm(
-        range(len(dataset)), f"decode {manifest.split} {job.view}", disable=not job.progress, leave=False
-    ):
-        frames = dataset.frames(row)
+class SquareFrames(Dataset):
+    """The central square of a clip's frames at the card's input size: item `row` is (T, 3, S, S) uint8."""
+
+    def __init__(self, job: Job, manifest: Manifest, remove_background: bool):
+        size = job.preset.video.image_size
+        video = replace(job.preset.video, num_frames=job.settings.num_frames, resize=size)
+        self.source = ClipDataset(manifest, job.view, video)
+        self.remove_background = remove_background
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> Tensor:
+        size = self.source.video.image_size
+        frames = self.source.frames(row)
         top, left = ((room - size) // 2 for room in frames.shape[-2:])
         frames = frames[..., top : top + size, left : left + size]
-        clips[row] = subtract_background(frames) if remove_background else frames
+        return subtract_background(frames) if self.remove_background else frames
+
+
+def decode(job: Job, manifest: Manifest, remove_background: bool) -> Tensor:
+    """All clips' frames in memory, to train on: (N, T, 3, S, S) uint8."""
+    dataset = SquareFrames(job, manifest, remove_background)
+    clips = torch.empty(len(dataset), *dataset[0].shape, dtype=torch.uint8)
+    rows = tqdm(
+        range(len(dataset)), f"decode {manifest.split} {job.view}", disable=not job.progress, leave=False
+    )
+    for row in rows:
+        clips[row] = dataset[row]
     return clips
 
 
@@ -120,20 +137,20 @@ def pool_frames(features: Tensor, pooling: str) -> Tensor:
     return torch.cat(parts, 1)
 
 
-@torch.inference_mode()
-def encode(model: nn.Module, job: Job, manifest: Manifest, clips_per_batch: int = 32) -> Tensor:
-    """All clips through `model.encode` and pooled: (N, width) float32 on the CPU.
+def clips(job: Job, manifest: Manifest) -> SquareFrames:
+    """Item `row` is (T, 3, S, S) uint8."""
+    return SquareFrames(job, manifest, job.settings.subtract_background)
+
+
+def encode(model: nn.Module, clips: Tensor, job: Job) -> Tensor:
+    """Frames (B, T, 3, S, S) uint8 through `model.encode` and pooled: (B, width).
 
     It takes normalised clips (B, T, 3, S, S) and gives (B, any number, D), pooled over the number.
     With the setting `mirror`, the features are means over each clip and its mirror image.
     """
-    features = []
-    for clips in decode(job, manifest, job.settings.subtract_background).split(clips_per_batch):
-        clips = normalise(clips.to(job.device), job.preset.video)
-        seen = [clips, clips.flip(-1)] if job.settings.mirror else [clips]
-        pooled = [pool_frames(model.encode(view).float(), job.settings.pooling) for view in seen]
-        features.append(torch.stack(pooled).mean(0).cpu())
-    return torch.cat(features)
+    clips = normalise(clips, job.preset.video)
+    seen = [clips, clips.flip(-1)] if job.settings.mirror else [clips]
+    return torch.stack([pool_frames(model.encode(view), job.settings.pooling) for view in seen]).mean(0)
 
 
 def notes(job: Job, model: str) -> dict[str, str]:

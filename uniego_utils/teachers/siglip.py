@@ -130,7 +130,7 @@ class SigmoidObjective(nn.Module):
         return {"loss": loss, "found": found.detach()}
 
 
-def build(job: Job, manifest: Manifest) -> ImageTower:
+def build(job: Job) -> ImageTower:
     """The image tower with random weights; the text tower is needed in training alone."""
     return ImageTower(images.frame_width(job), job.preset.video.image_size, job.settings)
 
@@ -163,6 +163,7 @@ def train(model: ImageTower, job: Job, manifest: Manifest) -> list[dict]:
     return history[job.key]
 
 
+clips = images.clips
 encode = images.encode
 
 

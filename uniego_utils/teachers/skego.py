@@ -27,6 +27,8 @@ class BoxSettings:
     margin: float = 0.25  # added around head and hands, share of the box's side
     pull: float = 0.5  # 0: centred between head and hands, 1: on the moving hand
     smooth_frames: int = 5  # moving average over the skeleton's frames
+    skeleton: str = "skeleton"  # the manifest's column of skeleton files
+    layout: str | None = None  # of their joints; None: the card's
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,17 @@ class Boxes:
     """The boxes of a manifest's clips, from their skeleton files."""
 
     def __init__(self, job: Job, manifest: Manifest):
-        require_column(manifest, "skeleton")
+        require_column(manifest, job.settings.skeleton)
         self.manifest, self.settings = manifest, job.settings
-        self.name, self.layout = f"{job.view}_joints_2d", layout_of(job.card.skeleton)
+        self.name, self.column = f"{job.view}_joints_2d", job.settings.skeleton
+        self.layout = layout_of(job.settings.layout or job.card.skeleton)
 
     def of(self, row: int, height: int, width: int) -> Tensor:
         """Boxes of clip `row` in a picture of that size, one a frame of its skeleton file: see `hand_boxes`.
 
         Of several persons the box follows the one found most surely, or the first; of hands, all.
         """
-        skeleton = read_skeleton(self.manifest.path(row, "skeleton"), self.name, self.layout)
+        skeleton = read_skeleton(self.manifest.path(row, self.column), self.name, self.layout)
         joints = skeleton.joints
         if skeleton.size is not None:  # the pictures that the skeleton was found in may have been others
             joints = joints * (torch.tensor([width, height]) / skeleton.size)

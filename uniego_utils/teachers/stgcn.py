@@ -27,6 +27,8 @@ SOURCES = ("joints_3d", "exo_joints_2d")
 class Settings:
     """The paper's teacher is channels (64,) * 4 + (128,) * 3 + (256,) * 3, strides 2 at blocks 5 and 8."""
 
+    skeleton: str = "skeleton"  # the manifest's column of skeleton files
+    layout: str | None = None  # of their joints; None: the card's
     source: str = "joints_3d"  # of the skeleton file; or exo_joints_2d
     persons: int = 1  # the first so many of a file, or hands; where there are fewer, the rest is padding
     num_frames: int = 16  # skeletons are resampled to so many
@@ -163,18 +165,19 @@ class Skeletons(Dataset):
 
     def __init__(self, job: Job, manifest: Manifest):
         settings: Settings = job.settings
-        require_column(manifest, "skeleton")
+        require_column(manifest, settings.skeleton)
         if settings.source not in SOURCES:
             raise ValueError(
                 f"{job.key}: unknown source {settings.source!r}; choose one of {', '.join(SOURCES)}"
             )
-        self.manifest, self.settings, self.layout = manifest, settings, layout_of(job.card.skeleton)
+        self.manifest, self.settings = manifest, settings
+        self.layout = layout_of(settings.layout or job.card.skeleton)
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, row: int) -> Tensor:
-        path, source = self.manifest.path(row, "skeleton"), self.settings.source
+        path, source = self.manifest.path(row, self.settings.skeleton), self.settings.source
         if source == "joints_3d":
             joints = read_joints(path, source, self.layout)
             joints = joints - joints[0, 0, self.layout.centre] * torch.tensor([1.0, 0.0, 1.0])
@@ -231,7 +234,7 @@ def build(job: Job) -> STGCN:
             f"{job.key}: channels {settings.channels} and strides {settings.strides} should be equally many, "
             f"the last channel the card's width {job.teacher.width}"
         )
-    return STGCN(len(job.card.classes), layout_of(job.card.skeleton), settings)
+    return STGCN(len(job.card.classes), layout_of(settings.layout or job.card.skeleton), settings)
 
 
 def train(model: STGCN, job: Job, manifest: Manifest) -> list[dict]:
@@ -276,7 +279,7 @@ def notes(job: Job) -> dict[str, str]:
     return {
         "model": f"ST-GCN, {len(settings.channels)} blocks {settings.channels}, trained on action labels",
         "preprocessing": (
-            f"{settings.source} ({job.card.skeleton}) of up to {settings.persons}, "
+            f"{settings.source} ({settings.layout or job.card.skeleton}) of up to {settings.persons}, "
             f"{settings.num_frames} frames, {space}"
         ),
         "pooling": "mean over time and joints, then over persons",

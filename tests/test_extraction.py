@@ -1,0 +1,216 @@
+"""Extraction at scale: shards, interruptions, several devices, and what refuses to be reused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from uniego_utils import extraction, teachers
+from uniego_utils.extraction import extract, join_shards, missing_shards, prepare_teacher
+from uniego_utils.manifests import Card, Manifest, from_mapping, load_manifest
+from uniego_utils.recipes import PAPER
+from uniego_utils.runs import read_notes, read_tensors
+from uniego_utils.stage import Stage
+from uniego_utils.video import VideoError
+
+TRAIN = {"epochs": 1, "batch_size": 8, "optimizer": "adamw", "lr": 0.001}
+CLIPS = {"train": 22, "val": 8}
+
+
+@pytest.fixture(scope="module")
+def card() -> Card:
+    """One teacher, small: the TimeSformer on ego frames."""
+    video = {"num_frames": 4, "image_size": 32, "resize": 36, "mean": [0.45] * 3, "std": [0.225] * 3}
+    preset = {
+        "backbone": "timesformer", "size": "tiny", "data": {}, "video": video, "proxy": TRAIN, "merge": {},
+        "spd": TRAIN,
+        "teachers": {"timesformer": {"num_frames": 4, "subtract_background": False, "train": TRAIN}},
+    }  # fmt: skip
+    rgb = {"modality": "rgb", "viewpoint": "ego", "model": "timesformer", "width": 16, "label": "Ego RGB"}
+    content = {
+        "name": "small", "title": "small", "source": "drawn", "licence": "none", "classes": ["dark", "light"],
+        "teachers": {"ego_rgb": rgb}, "method": {}, "presets": {"tiny": preset},
+    }  # fmt: skip
+    return from_mapping(Card, content, "card")
+
+
+def draw(root, split: str, count: int) -> None:
+    """Folders of four noisy pictures, dark or light, and their manifest."""
+    generator, rows = np.random.default_rng(len(split)), []
+    for number in range(count):
+        folder = root / f"{split}_{number}"
+        folder.mkdir(parents=True)
+        for frame in range(4):
+            noise = generator.integers(0, 60, (36, 40, 3)) + 120 * (number % 2)
+            Image.fromarray(noise.astype(np.uint8)).save(folder / f"{frame}.png")
+        label = ("dark", "light")[number % 2]
+        rows.append((folder.name, folder.name, "s", label, folder.name, None, 0.0, 1.0, 4.0))
+    names = ["clip_id", "take", "subject", "label", "ego_video", "exo_video", "start_s", "end_s", "ego_fps"]
+    pd.DataFrame(rows, columns=names).to_csv(root / f"{split}.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clips")
+    for split, count in CLIPS.items():
+        draw(root, split, count)
+    return root
+
+
+@pytest.fixture
+def stage(card, clips, tmp_path) -> Stage:
+    stage = Stage(
+        card, card.preset(), card.method, PAPER, "paper", 0, clips, tmp_path, torch.device("cpu"), False
+    )
+    stage.data.mkdir()
+    for split in CLIPS:
+        (stage.data / f"{split}.csv").write_bytes((clips / f"{split}.csv").read_bytes())
+    return stage
+
+
+@pytest.fixture
+def fitted(stage):
+    """A job, its model and the train manifest."""
+    manifest = stage.manifest("train")
+    job = teachers.plan("ego_rgb", stage.card, stage.preset, progress=False)
+    return job, teachers.fit_teacher(job, manifest, stage.outputs / "run" / "model"), manifest
+
+
+CPU = [torch.device("cpu")]
+
+
+def whole(job, model, manifest: Manifest) -> torch.Tensor:
+    """All features at once: what shards have to add up to."""
+    dataset = teachers.MODULES[job.teacher.model].clips(job, manifest)
+    with torch.inference_mode():
+        return torch.cat(
+            [
+                teachers.MODULES[job.teacher.model].encode(model, dataset[row][None], job)
+                for row in range(len(dataset))
+            ]
+        )
+
+
+@pytest.mark.parametrize("shard", [1, 5, 22, 100])
+def test_shards_add_up_to_all_features_in_order(fitted, tmp_path, shard):
+    job, model, manifest = fitted
+    assert extract(job, model, manifest, tmp_path, CPU, shard) == len(manifest)
+    assert len(list((tmp_path / "shards").iterdir())) == -(-len(manifest) // shard)
+    features = join_shards(job, manifest, tmp_path, shard)
+    assert torch.allclose(features, whole(job, model, manifest), atol=1e-5)
+    assert not list((tmp_path / "shards").iterdir())
+    assert missing_shards(tmp_path, manifest, shard) == []
+
+
+def test_two_devices_share_the_shards(fitted, stage):
+    job, model, manifest = fitted
+    extract(job, model, manifest, stage.outputs / "run", CPU * 2, 5)
+    features = join_shards(job, manifest, stage.outputs / "run", 5)
+    assert torch.allclose(features, whole(job, model, manifest), atol=1e-5)
+
+
+def test_workers_decode_the_same_clips(fitted, tmp_path):
+    job, model, manifest = fitted
+    video = replace(job.preset.video, workers=2)
+    job = replace(job, preset=replace(job.preset, video=video))
+    extract(job, model, manifest, tmp_path, CPU, 10)
+    assert torch.allclose(join_shards(job, manifest, tmp_path, 10), whole(job, model, manifest), atol=1e-5)
+
+
+def test_an_interruption_loses_the_shard_in_the_making_alone(fitted, tmp_path, monkeypatch):
+    job, model, manifest = fitted
+    module, seen = teachers.MODULES["timesformer"], []
+    original = module.encode
+
+    def stops(model, clips, job):
+        seen.append(len(clips))
+        if sum(seen) > 12:
+            raise KeyboardInterrupt
+        return original(model, clips, job)
+
+    monkeypatch.setattr(module, "encode", stops)
+    with pytest.raises(KeyboardInterrupt):
+        extract(job, model, manifest, tmp_path, CPU, 5)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").iterdir()}
+    assert len(kept) == 2  # ten clips
+    monkeypatch.setattr(module, "encode", original)
+    assert extract(job, model, manifest, tmp_path, CPU, 5) == 12
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert torch.allclose(join_shards(job, manifest, tmp_path, 5), whole(job, model, manifest), atol=1e-5)
+
+
+def test_a_feature_that_is_not_finite_stops_at_its_shard_by_name(fitted, tmp_path, monkeypatch):
+    job, model, manifest = fitted
+    module = teachers.MODULES["timesformer"]
+    original = module.encode
+    bad = whole(job, model, manifest)[7]
+
+    def spoilt(model, clips, job):
+        features = original(model, clips, job)
+        features[torch.isclose(features, bad, atol=1e-4).all(1)] = torch.nan
+        return features
+
+    monkeypatch.setattr(module, "encode", spoilt)
+    with pytest.raises(ValueError, match=r"1 of 5 clips have non-finite values \(train_7\)"):
+        extract(job, model, manifest, tmp_path, CPU, 5)
+    assert len(list((tmp_path / "shards").iterdir())) == 1  # the shard before it is kept
+
+
+def test_a_damaged_clip_stops_the_extraction_by_name(card, tmp_path):
+    draw(tmp_path, "train", 6)
+    manifest = load_manifest(tmp_path / "train.csv", card.classes, tmp_path, card.views)
+    job = teachers.plan("ego_rgb", card, card.preset(), progress=False)
+    (tmp_path / "train_4" / "2.png").write_bytes(b"nothing")
+    with pytest.raises(VideoError, match="train_4/2.png is damaged"):
+        extract(job, teachers.MODULES["timesformer"].build(job), manifest, tmp_path, CPU, 2)
+    assert len(list((tmp_path / "shards").iterdir())) == 2
+
+
+def test_a_finished_teacher_is_reused_and_described(stage, capsys):
+    folder = prepare_teacher(stage, "ego_rgb")
+    told = capsys.readouterr().out
+    assert "30 clips" in told and "MB, about" in told
+    table = extraction.teacher_table(stage, ["ego_rgb"])
+    assert table.loc["ego_rgb", ["clips_train", "clips_val", "repeated"]].tolist() == [22, 8, 0]
+    written = (folder / "train.safetensors").stat().st_mtime_ns
+    prepare_teacher(stage, "ego_rgb")
+    assert "finished before, reused" in capsys.readouterr().out
+    assert (folder / "train.safetensors").stat().st_mtime_ns == written
+    assert read_notes(folder / "train.safetensors")["pooling"] == "class token"
+    assert read_tensors(folder / "train.safetensors")["features"].shape == (22, 16)
+
+
+@pytest.mark.parametrize("change", ["library", "weights", "span", "settings", "clips"])
+def test_a_changed_fingerprint_is_refused(stage, monkeypatch, change):
+    folder = prepare_teacher(stage, "ego_rgb")
+    expected = change
+    if change == "library":
+        original = teachers.metadata.version
+        version = lambda name: "0.0.1" if name == "timm" else original(name)  # noqa: E731
+        monkeypatch.setattr(teachers.metadata, "version", version)
+        expected = "'timm': '0.0.1'"
+    elif change == "weights":
+        path = folder / "model" / "model.safetensors"
+        tensors = read_tensors(path)
+        tensors["norm.bias"] += 1
+        extraction.write_tensors(path, tensors)
+    elif change == "clips":
+        path = stage.data / "val.csv"
+        path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+        expected = "manifests"
+    else:
+        span = {"span": {"span_s": 0.5}, "settings": {"resize": 40}}[change]
+        stage = replace(stage, preset=replace(stage.preset, video=replace(stage.preset.video, **span)))
+        expected = next(iter(span))
+    with pytest.raises(ValueError, match=f"(?s)made with another configuration.*{expected}"):
+        prepare_teacher(stage, "ego_rgb")
+
+
+def test_a_full_disk_is_noticed_before_it_starts(stage, monkeypatch):
+    usage = extraction.shutil.disk_usage
+    monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    with pytest.raises(OSError, match="features of 30 clips need .* make room or choose other `outputs`"):
+        prepare_teacher(stage, "ego_rgb")
