@@ -12,7 +12,7 @@ import trees
 from uniego_utils.datasets import BUILDERS, assembly101, egoexo4d, egoexo_fitness, folder, write_manifests
 from uniego_utils.datasets.annotated import split_off
 from uniego_utils.manifests import Card, MethodCard, TeacherCard, load_card, load_manifest
-from uniego_utils.runs import read_json, read_tensors
+from uniego_utils.runs import read_json, read_tensors, write_tensors
 from uniego_utils.video import open_clip
 
 TREES = {
@@ -72,11 +72,9 @@ def test_a_whole_tree_gives_manifests_that_load_and_read(roots, tmp_path, name):
     annotated = annotate(name, root, classes)
     summary = write(annotated, root, tmp_path)
     manifests = read_all(tmp_path, classes, root)
-    assert (
-        sum(map(len, manifests.values()))
-        == len(annotated.clips)
-        == summary.counts.loc[:, "usable"].sum() - (summary.counts.loc["train + val", "usable"])
-    )
+    usable = summary.counts["usable"]
+    assert usable[["train", "val", "test"]].tolist() == [len(manifest) for manifest in manifests.values()]
+    assert usable["train + val"] + usable["test"] == len(annotated.clips)
     assert summary.reasons.empty and pd.read_csv(tmp_path / "missing.csv").empty
     assert read_json(tmp_path / "classes.json") == list(classes)
     for column in ("take", "subject"):
@@ -128,7 +126,7 @@ def test_fitness_settings_choose_other_views(roots):
 
 
 def test_fitness_actions_without_a_known_split_or_record(tmp_path):
-    root, classes = tree(tmp_path, "egoexo_fitness")
+    root, classes = tree(tmp_path, "egoexo_fitness", train=2)
     path = root / "action_level_annotations.json"
     content = json.loads(path.read_text())
     content["Rec000"]["action_info"] += [[2, 300, 310], [13, 3, 20]]  # outside the sequence; no such action
@@ -218,6 +216,43 @@ def test_assembly_poses_with_gaps(tmp_path):
     test = load_manifest(tmp_path / "out/test.csv", classes, root)
     joints = read_tensors(test.path(0, "skeleton"))["joints_3d"]
     assert joints.shape == (2, 30, 21, 3) and (joints != 0).any(-1).all()  # 36 poses, of which 6 lack a hand
+
+
+def test_estimated_skeletons(roots, tmp_path):
+    root, classes = roots["egoexo4d"]
+    asked = []
+
+    def estimate(manifest):
+        asked.append(manifest.split)
+        assert open_clip(manifest, 0, "exo").frames == 60
+        rows = [(clip, f"{clip}.safetensors", "") for clip in manifest.rows["clip_id"]]
+        for name in (row[1] for row in rows):
+            write_tensors(tmp_path / "skeletons" / name, {"exo_joints_2d": torch.ones(4, 17, 2)})
+        if manifest.split == "val":
+            rows[0] = (rows[0][0], "", "nobody is seen")
+        return pd.DataFrame(rows, columns=["clip_id", "skeleton", "reason"])
+
+    options = {"splits_with_skeleton": ("train", "val"), "estimators": {"skeleton": estimate}}
+    annotated = annotate("egoexo4d", root, val_share=0.3)
+    message, missing = refusal(annotated, root, tmp_path, **options)
+    assert missing["reason"].tolist() == ["no skeleton: nobody is seen"] and asked == ["train", "val"]
+    write(annotated, root, tmp_path, allow_missing=0.03, **options)
+    manifests = read_all(tmp_path, classes, root)
+    assert "skeleton" not in manifests["test"].rows
+    for row, clip in enumerate(manifests["train"].rows["clip_id"]):
+        assert manifests["train"].path(row, "skeleton") == tmp_path / f"skeletons/{clip}.safetensors"
+    assert not set(manifests["val"].rows["clip_id"]) & set(missing["clip_id"])
+
+
+def test_nothing_is_estimated_while_files_are_missing(tmp_path):
+    root, classes = tree(tmp_path, "folder", subjects=4)
+    (root / "head/00.mp4").unlink()
+
+    def estimate(manifest):
+        raise AssertionError("asked for skeletons")
+
+    options = {"splits_with_skeleton": ("train",), "estimators": {"skeleton": estimate}}
+    refusal(annotate("folder", root), root, tmp_path / "out", **options)
 
 
 def test_assembly_reads_both_formats_of_poses(roots, tmp_path):
@@ -444,7 +479,7 @@ def test_annotations_of_absent_takes(tmp_path):
 
 
 def test_short_clips_are_left_out(tmp_path):
-    root, classes = tree(tmp_path, "folder")
+    root, classes = tree(tmp_path, "folder", subjects=4)
     table = pd.read_csv(root / "labels.csv")
     table.loc[0, "end_s"] = table.loc[0, "start_s"] + 0.05
     table.loc[1, "start_s"] = table.loc[1, "end_s"] + 0.1  # ends before it starts

@@ -3,7 +3,7 @@
 Each module of this package has `Settings`, a frozen dataclass, and `annotated(root, settings, classes)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from uniego_utils.datasets import assembly101, egoexo4d, egoexo_fitness
 from uniego_utils.datasets import folder as own_videos
 from uniego_utils.datasets.annotated import SPLITS, Annotated
 from uniego_utils.inventory import ABSENT, inspect_videos
-from uniego_utils.manifests import CLASSES_FILE, MAX_LISTED, Card
+from uniego_utils.manifests import CLASSES_FILE, MAX_LISTED, Card, Manifest
 from uniego_utils.runs import digest, read_notes, write_json, write_tensors, written_whole
 from uniego_utils.video import SPAN_TOLERANCE_S
 
@@ -26,6 +26,10 @@ BUILDERS = {
     "folder": own_videos,
 }
 FPS_TOLERANCE = 0.005  # relative; lets 29.97 pass for 30
+
+# The usable clips of a split -> a row a clip: `clip_id`, `skeleton` (file within `<column>s`; "" if there is
+# none) and `reason`.
+Estimator = Callable[[Manifest], pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -46,21 +50,23 @@ def write_manifests(
     splits_with_skeleton: tuple[str, ...] = (),
     workers: int = 4,
     progress: bool = True,
+    estimators: Mapping[str, Estimator] | None = None,
 ) -> Summary:
     """Look at every video and write the manifests of the clips that can be used.
 
-    Always writes `inventory.csv` (see `inspect_videos`), `skeletons/<clip_id>.safetensors`, `missing.csv`
-    (every unusable clip with its reason and files) and `reasons.csv` (their counts); then, if few enough are
-    missing, `train.csv`, `val.csv`, `test.csv`, `segments.csv` and `classes.json`. An existing skeleton is
-    kept if it was made from the same span with the same settings.
+    Always writes `inventory.csv` (see `inspect_videos`), `missing.csv` (every unusable clip with its reason
+    and files) and `reasons.csv` (their counts). If few enough are missing, `skeletons/<clip_id>.safetensors`;
+    and if few enough lack one, `train.csv`, `val.csv`, `test.csv`, `segments.csv` and `classes.json`. An
+    existing skeleton is kept if it was made from the same span with the same settings.
 
     Args:
         card: its `views` say whether exo videos are needed.
         root: the data root.
         folder: where everything is written.
         allow_missing: share of clips, and of videos to segment, that may be unusable.
-        splits_with_skeleton: whose clips must have a skeleton, where the dataset publishes poses.
+        splits_with_skeleton: whose clips must have a skeleton, published or estimated.
         workers: videos looked at in parallel.
+        estimators: for each column of skeletons that are not published, what makes them.
 
     Raises:
         ValueError: more is missing than allowed, a split has no clips, or a class no training clips.
@@ -85,23 +91,15 @@ def write_manifests(
         _reason(clip, card, annotated, videos, root) if pd.isna(clip["reason"]) else clip["reason"]
         for clip in clips.to_dict("records")
     ]
+    segments, unusable = _usable_segments(annotated, videos)
+    _report(card, clips, annotated, unusable, allow_missing, folder)  # before hours go into skeletons
     if annotated.skeleton is not None:
         clips = _with_skeletons(clips, annotated, folder, splits_with_skeleton, progress)
-    segments, unusable = _usable_segments(annotated, videos)
-
-    missing = pd.concat([clips[clips["reason"].notna()], unusable], ignore_index=True)
-    listed = ["clip_id", "split", "reason", "ego_video", "exo_video", "start_s", "end_s"]
-    _write_csv(folder / "missing.csv", missing.reindex(columns=listed))
-    reasons = missing.groupby(["split", "reason"]).size().rename("clips").reset_index()
-    reasons = reasons.sort_values("clips", ascending=False, ignore_index=True)
-    _write_csv(folder / "reasons.csv", reasons)
-
+    for column, estimate in (estimators or {}).items():
+        for split in splits_with_skeleton:
+            clips = _with_estimates(clips, annotated, root, folder, split, column, estimate)
+    reasons = _report(card, clips, annotated, unusable, allow_missing, folder)
     usable = clips[clips["reason"].isna()].drop(columns="reason")
-    shares = [1 - len(usable) / len(clips)]
-    if annotated.segments is not None:
-        shares.append(len(unusable) / annotated.segments.groupby(["level", "video_id"]).ngroups)
-    if max(shares) > allow_missing:
-        raise ValueError(_refusal(card, clips, missing, reasons, max(shares), allow_missing, folder))
     _require_all(card, annotated, usable, folder)
     for split in SPLITS:
         rows = usable[usable["split"] == split].drop(columns="split").dropna(axis=1, how="all")
@@ -187,6 +185,29 @@ def _with_skeletons(
     return clips
 
 
+def _with_estimates(
+    clips: pd.DataFrame,
+    annotated: Annotated,
+    root: Path,
+    folder: Path,
+    split: str,
+    column: str,
+    estimate: Estimator,
+) -> pd.DataFrame:
+    """Have the skeletons of a split's usable clips estimated; a clip without one gets a reason."""
+    rows = clips[clips["reason"].isna() & (clips["split"] == split)]
+    if rows.empty:
+        return clips
+    told = rows.drop(columns=["split", "reason"]).reset_index(drop=True)
+    manifest = Manifest(split, told, annotated.classes, Path(root), digest(list(told["clip_id"])), folder)
+    made = estimate(manifest).set_index("clip_id").reindex(rows["clip_id"])
+    found = made["skeleton"].fillna("").to_numpy() != ""
+    clips = clips.assign(**{column: clips.get(column, np.nan)}).astype({column: object, "reason": object})
+    clips.loc[rows.index[found], column] = [f"{column}s/{name}" for name in made["skeleton"][found]]
+    clips.loc[rows.index[~found], "reason"] = [f"no skeleton: {reason}" for reason in made["reason"][~found]]
+    return clips
+
+
 def _usable_segments(
     annotated: Annotated, videos: Mapping[str, dict]
 ) -> tuple[pd.DataFrame | None, pd.DataFrame]:
@@ -206,6 +227,29 @@ def _usable_segments(
     keys = pd.MultiIndex.from_frame(segments[["level", "video_id"]])
     unusable = pd.DataFrame([{**row, "clip_id": row["video_id"]} for row in faults.values()])
     return segments[~keys.isin(list(faults))], unusable
+
+
+def _report(
+    card: Card,
+    clips: pd.DataFrame,
+    annotated: Annotated,
+    unusable: pd.DataFrame,
+    allowed: float,
+    folder: Path,
+) -> pd.DataFrame:
+    """Write what is missing, and return its counts by split and reason; an error if it is too much."""
+    missing = pd.concat([clips[clips["reason"].notna()], unusable], ignore_index=True)
+    listed = ["clip_id", "split", "reason", "ego_video", "exo_video", "start_s", "end_s"]
+    _write_csv(folder / "missing.csv", missing.reindex(columns=listed))
+    reasons = missing.groupby(["split", "reason"]).size().rename("clips").reset_index()
+    reasons = reasons.sort_values("clips", ascending=False, ignore_index=True)
+    _write_csv(folder / "reasons.csv", reasons)
+    shares = [clips["reason"].notna().mean()]
+    if annotated.segments is not None:
+        shares.append(len(unusable) / annotated.segments.groupby(["level", "video_id"]).ngroups)
+    if max(shares) > allowed:
+        raise ValueError(_refusal(card, clips, missing, reasons, max(shares), allowed, folder))
+    return reasons
 
 
 def _refusal(
