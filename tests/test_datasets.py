@@ -106,7 +106,8 @@ def test_fitness_times_pairs_and_turns(roots, tmp_path):
     )
     assert (sideways["ego_rotate"], sideways["exo_rotate"]) == (0, 270)
     assert set(clips.loc[clips["subject"] == "Rec004", "split"]) == {"test"}
-    write(annotate("egoexo_fitness", root, classes), root, tmp_path)
+    # stored higher than wide, and wider than high once turned
+    write(annotate("egoexo_fitness", root, classes, allow_portrait=False), root, tmp_path)
     manifest = next(
         m for m in read_all(tmp_path, classes, root).values() if "Rec001" in set(m.rows["subject"])
     )
@@ -483,9 +484,10 @@ def test_short_clips_are_left_out(tmp_path):
     table = pd.read_csv(root / "labels.csv")
     table.loc[0, "end_s"] = table.loc[0, "start_s"] + 0.05
     table.loc[1, "start_s"] = table.loc[1, "end_s"] + 0.1  # ends before it starts
+    table.loc[2, ["start_s", "end_s"]] = 2.1, 2.4  # within the tolerance, but nothing of it is there
     table.to_csv(root / "labels.csv", index=False)
     _, missing = refusal(annotate("folder", root), root, tmp_path / "out")
-    assert missing["reason"].tolist() == ["shorter than 0.1 s"] * 2
+    assert missing["reason"].tolist() == ["shorter than 0.1 s"] * 2 + ["video ends before its annotation"]
 
 
 @pytest.mark.parametrize(
@@ -519,13 +521,20 @@ def test_a_missing_annotation_says_where_to_get_it(roots, tmp_path, name, file):
 
 def test_classes_and_splits_without_clips_are_refused(roots, tmp_path):
     root, classes = roots["egoexo4d"]
-    annotated = annotate("egoexo4d", root, (*classes, "Never"))
-    with pytest.raises(ValueError, match=r"no usable training clip of 1 of 4 classes \(Never\)"):
-        write(annotated, root, tmp_path)
+    annotated = annotate("egoexo4d", root, classes)
+    first = annotated.clips["label"] == classes[0]
+    clips = annotated.clips[~(first & (annotated.clips["split"] == "train"))]
+    with pytest.raises(ValueError, match=rf"clips but no training clip of 1 of 3 classes \({classes[0]}\)"):
+        write(replace(annotated, clips=clips), root, tmp_path)
     with pytest.raises(
         ValueError, match="no usable clips in val; see .*reasons.csv and the settings val_share"
     ):
         write(annotate("egoexo4d", root, val_share=0.0), root, tmp_path)
+
+
+def test_classes_that_a_part_of_a_dataset_lacks_are_told(roots, tmp_path):
+    root, classes = roots["egoexo4d"]
+    assert write(annotate("egoexo4d", root, (*classes, "Never")), root, tmp_path).absent == ("Never",)
 
 
 def test_split_off_keeps_training_clips_of_every_class():
