@@ -28,7 +28,9 @@ CENTRES = {
     "nturgbd-25": "spine_shoulders",
     "openpose-18": "neck",
     "hand-21": "wrist",
+    "assembly101-21": "wrist",
 }
+HANDS = ("hand-21", "assembly101-21")
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_layouts_are_trees_that_say_what_they_are(name):
     assert torch.allclose(stgcn.adjacency(layout).sum((0, 1)), torch.ones(count))
 
 
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "hand-21"])
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in HANDS])
 def test_left_and_right_are_alike(name):
     layout = LAYOUTS[name]
 
@@ -72,12 +74,18 @@ def test_left_and_right_are_alike(name):
         assert len({layout.joints[joint].partition("_")[0] for joint in bone} & {"left", "right"}) < 2
 
 
-def test_fingers_are_chains_from_the_wrist():
-    layout = LAYOUTS["hand-21"]
-    assert stgcn.hops(layout).tolist() == [0] + [1, 2, 3, 4] * 5
+@pytest.mark.parametrize("name", HANDS)
+def test_fingers_are_chains_from_the_wrist(name):
+    layout = LAYOUTS[name]
     for a, b in layout.bones:
-        assert a == 0 or layout.joints[a].partition("_")[0] == layout.joints[b].partition("_")[0]
+        assert a == layout.centre or layout.joints[a].partition("_")[0] == layout.joints[b].partition("_")[0]
     assert layout.head is None and layout.wrists is None
+
+
+def test_joints_of_a_hand_are_as_far_from_the_wrist_as_the_formats_say():
+    assert stgcn.hops(LAYOUTS["hand-21"]).tolist() == [0] + [1, 2, 3, 4] * 5
+    tips, knuckles = [3, 4, 4, 4, 4], [1, 2] + [1, 2, 3] * 4  # the thumb has one joint less
+    assert stgcn.hops(LAYOUTS["assembly101-21"]).tolist() == [*tips, 0, *knuckles, 1]
 
 
 def test_unknown_layout_is_refused():

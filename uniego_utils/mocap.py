@@ -936,7 +936,7 @@ def _build_clip(task: tuple) -> None:
 def _write_manifest(
     root: Path, manifests: Path, split: str, rows: list[tuple], settings: MocapSettings
 ) -> Path:
-    """Write `<split>.csv` into `manifests`: a line a clip in the order of `rows`, paths relative to `root`."""
+    """Write `<split>.csv` into `manifests`: a line a clip, in the order of `rows`, its paths below `root`."""
     lines = []
     for _, label, index in rows:
         folder = _clip_folder(root, split, label, index)

@@ -113,6 +113,12 @@ def plot_counts(counts: pd.DataFrame, title: str) -> Axes:
     return ax
 
 
+def plot_reasons(reasons: pd.DataFrame, title: str) -> Axes:
+    """Clips left out per reason and split: `reasons` has columns split, reason, clips."""
+    table = reasons.pivot_table(index="reason", columns="split", values="clips", aggfunc="sum", fill_value=0)
+    return plot_counts(table.loc[table.sum(axis=1).sort_values(ascending=False).index], title)
+
+
 def plot_probe(accuracy: Mapping[str, float], labels: Mapping[str, str], chance: float, title: str) -> Axes:
     """Bars of linear-probe accuracy in percent per teacher, in the order given; a line marks chance."""
     _, ax = plt.subplots(figsize=(7, 0.36 * len(accuracy) + 1.1), layout="constrained")

@@ -35,6 +35,8 @@ from nbformat import NotebookNode
 from traitlets import Dict, List
 from traitlets.config import Config
 
+from uniego_utils.runs import write_text
+
 LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None) if LINUX else None
 PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>

@@ -44,6 +44,7 @@ class Layout:
 _SIDES = ("left", "right")
 _ARM = ("shoulder", "elbow", "wrist")
 _LEG = ("hip", "knee", "ankle")
+_FINGERS = ("thumb", "index", "middle", "ring", "little")
 LAYOUTS = {
     "mocap-16": Layout(
         tuple(mocap.JOINTS),
@@ -99,10 +100,27 @@ LAYOUTS = {
     "hand-21": Layout(  # wrist, then four joints a finger from its root to its tip, as in MediaPipe
         (
             "wrist",
-            *(f"{finger}_{n}" for finger in ("thumb", "index", "middle", "ring", "little") for n in range(4)),
+            *(f"{finger}_{n}" for finger in _FINGERS for n in range(4)),
         ),
         tuple((0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 21)),
         centre=0,
+    ),
+    "assembly101-21": Layout(  # tips, wrist, three joints a finger from its root (thumb: two), palm
+        (
+            *(f"{finger}_tip" for finger in _FINGERS),
+            "wrist",
+            *(f"{finger}_{n}" for finger in _FINGERS for n in range(2 if finger == "thumb" else 3)),
+            "palm",
+        ),
+        (
+            *((5, 6), (6, 7), (7, 0)),
+            *((5, 8), (8, 9), (9, 10), (10, 1)),
+            *((5, 11), (11, 12), (12, 13), (13, 2)),
+            *((5, 14), (14, 15), (15, 16), (16, 3)),
+            *((5, 17), (17, 18), (18, 19), (19, 4)),
+            (5, 20),  # inferred: the palm hangs on the wrist
+        ),
+        centre=5,
     ),
 }
 

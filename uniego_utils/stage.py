@@ -54,9 +54,7 @@ class Stage:
             raise ValueError(
                 f"{self.card.name} has no split {split!r}; choose one of {', '.join(self.card.splits)}"
             )
-        return load_manifest(
-            self.data / f"{split}.csv", self.card.classes, self.data_root, self.card.views
-        )
+        return load_manifest(self.data / f"{split}.csv", self.card.classes, self.data_root, self.card.views)
 
     def clips(self, split: str, view: str = "ego", progress: bool = True) -> ClipDataset:
         """Clips of a split from one view, decoded into memory where the card says so."""

@@ -39,6 +39,7 @@ class Summary:
     counts: pd.DataFrame  # by split: annotated, usable, published (by the paper, which has no val)
     reasons: pd.DataFrame  # split, reason, clips: why clips were left out
     inferred: Mapping[str, str]  # setting -> what was inferred, and from what
+    absent: tuple[str, ...] = ()  # classes without any clip, as in a part of a dataset
 
 
 def write_manifests(
@@ -69,7 +70,7 @@ def write_manifests(
         estimators: for each column of skeletons that are not published, what makes them.
 
     Raises:
-        ValueError: more is missing than allowed, a split has no clips, or a class no training clips.
+        ValueError: more is missing than allowed, a split has no clips, or a class clips but none to train on.
     """
     folder = Path(folder)
     clips = annotated.clips.reset_index(drop=True)
@@ -107,7 +108,8 @@ def write_manifests(
     if segments is not None:
         _write_csv(folder / "segments.csv", segments)
     write_json(folder / CLASSES_FILE, list(annotated.classes))
-    return Summary(_counts(clips, usable, annotated.published), reasons, annotated.inferred)
+    absent = tuple(name for name in annotated.classes if name not in set(usable["label"]))
+    return Summary(_counts(clips, usable, annotated.published), reasons, annotated.inferred, absent)
 
 
 def _end(clip: Mapping, views: tuple[str, ...], videos: Mapping[str, dict]) -> float:
@@ -275,18 +277,18 @@ def _refusal(
 
 
 def _require_all(card: Card, annotated: Annotated, usable: pd.DataFrame, folder: Path) -> None:
-    """Every split has clips and every class training clips, or an error."""
+    """Every split has clips, and every class that is asked for has training clips, or an error."""
     if empty := [split for split in SPLITS if not (usable["split"] == split).any()]:
         raise ValueError(
             f"{card.name}: no usable clips in {', '.join(empty)}; see {folder / 'reasons.csv'} and the "
             f"settings val_share and test_share of its builder"
         )
     trained = set(usable.loc[usable["split"] == "train", "label"])
-    if untrained := [name for name in annotated.classes if name not in trained]:
+    if untrained := sorted(set(usable["label"]) - trained):
         raise ValueError(
-            f"{card.name}: no usable training clip of {len(untrained)} of {len(annotated.classes)} classes "
-            f"({', '.join(untrained[:MAX_LISTED])}); fetch their files (see {folder / 'missing.csv'}) or "
-            f"take them off the card's classes"
+            f"{card.name}: clips but no training clip of {len(untrained)} of {len(annotated.classes)} "
+            f"classes ({', '.join(untrained[:MAX_LISTED])}); fetch their files (see "
+            f"{folder / 'missing.csv'}) or take them off the card's classes"
         )
 
 

@@ -1,0 +1,147 @@
+"""Notebook 00's work: clips generated or found on disk, their skeletons, and manifests of those usable."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from uniego_utils import mocap, pose
+from uniego_utils.datasets import BUILDERS, Summary, write_manifests
+from uniego_utils.manifests import CARDS, CLASSES_FILE, Manifest, from_mapping, merged
+from uniego_utils.runs import read_json, read_tensors
+from uniego_utils.skeletons import Layout, convert_npz, convert_pyskl, layout_of, read_joints, skeleton_file
+from uniego_utils.stage import Stage
+from uniego_utils.teachers import plan
+
+GENERATED = "mocap"  # the builder that renders its clips instead of finding them
+WITH_SKELETON = ("train", "val")  # splits that teachers see; test clips are the student's alone
+
+
+@dataclass(frozen=True)
+class GivenSkeletons:
+    """Skeleton files that somebody made, one a clip, named by it."""
+
+    folder: Path
+
+    def __call__(self, clip: pd.Series) -> dict[str, Tensor]:
+        """The tensors of a clip's file. Raises ValueError if there is none."""
+        path = self.folder / skeleton_file(clip["clip_id"])
+        if not path.is_file():
+            raise ValueError(f"none of this clip in {self.folder.name}")
+        return read_tensors(path)
+
+
+def prepare_data(
+    stage: Stage, changes: Mapping[str, Any], allow_missing: float, skeletons: str
+) -> tuple[Stage, Summary]:
+    """Make or find the clips of the stage's card, check every file, write the manifests.
+
+    Args:
+        changes: of the settings of the card's builder (`data` of the preset).
+        allow_missing: share of the annotated clips that may be unusable; they are left out and listed.
+        skeletons: a pyskl-style pickle, or a folder of npz or safetensors files named by clip; empty: those
+            that the dataset publishes or, if it publishes none, estimated from the exo videos.
+
+    Returns:
+        The stage, with the classes that the annotations name if the card names none; and what was found.
+
+    Raises:
+        ValueError: unknown settings, more unusable clips than allowed, a class or split without clips.
+        FileNotFoundError: official annotations are missing, or `skeletons` is.
+    """
+    content = merged(stage.preset.data, changes)
+    where = f"{stage.card.name}: settings of its builder"
+    if stage.card.builder == GENERATED:
+        return stage, _generate(
+            stage, from_mapping(mocap.MocapSettings, {**content, "seed": stage.seed}, where)
+        )
+    if stage.card.builder not in BUILDERS:
+        known = ", ".join([GENERATED, *BUILDERS])
+        raise ValueError(f"{stage.card.name}: unknown builder {stage.card.builder!r}; choose one of {known}")
+    builder = BUILDERS[stage.card.builder]
+    settings = from_mapping(builder.Settings, content, where)
+    annotated = builder.annotated(stage.data_root, settings, stage.card.classes)
+    needs = skeleton_columns(stage)
+    if skeletons and "skeleton" in needs:
+        annotated = replace(annotated, skeleton=given_skeletons(stage, skeletons))
+    published = {"skeleton"} if annotated.skeleton is not None else set()
+    published |= {column for column in needs if column in annotated.clips}
+    summary = write_manifests(
+        stage.card,
+        annotated,
+        stage.data_root,
+        stage.data,
+        allow_missing,
+        WITH_SKELETON if needs else (),
+        estimators={column: _estimator(stage, column, needs[column]) for column in needs.keys() - published},
+    )
+    classes = tuple(read_json(stage.data / CLASSES_FILE))
+    return replace(stage, card=replace(stage.card, classes=classes)), summary
+
+
+def skeleton_columns(stage: Stage) -> dict[str, str | None]:
+    """The manifest's columns with skeletons that the card's teachers read, and the layout of each."""
+    columns = {}
+    for key in stage.card.teachers:
+        settings = plan(key, stage.card, stage.preset).settings
+        if column := getattr(settings, "skeleton", None):
+            columns[column] = settings.layout or stage.card.skeleton
+    return columns
+
+
+def joints_in_picture(stage: Stage, manifest: Manifest, row: int) -> tuple[Tensor, Layout] | None:
+    """Joints (T, V, 2) of a clip's first person in pixels of the exo picture, and their layout; None where no
+    skeleton of the clip is in pixels."""
+    for column, name in skeleton_columns(stage).items():
+        if column in manifest.rows and pd.notna(manifest.rows[column][row]):
+            path = manifest.path(row, column)
+            if "exo_joints_2d" in read_tensors(path):
+                return read_joints(path, "exo_joints_2d", layout_of(name))[0], layout_of(name)
+    return None
+
+
+def given_skeletons(stage: Stage, skeletons: str) -> GivenSkeletons:
+    """Skeletons from a file or folder that somebody made, converted to the suite's format."""
+    place, converted = Path(skeletons), stage.data / "converted_skeletons"
+    if place.is_file():
+        convert_pyskl(place, stage.card.skeleton, converted)
+        return GivenSkeletons(converted)
+    arrays = sorted(place.glob("*.npz"))
+    if arrays:
+        convert_npz(arrays, stage.card.skeleton, converted)
+        return GivenSkeletons(converted)
+    if not any(place.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"skeletons={skeletons!r} is no pickle and no folder of .npz or .safetensors files named by clip"
+        )
+    return GivenSkeletons(place)
+
+
+def _estimator(stage: Stage, column: str, layout: str | None) -> Callable[[Manifest], pd.DataFrame]:
+    """What estimates the skeletons of a manifest's clips from their exo videos."""
+    if layout != pose.LAYOUT:
+        raise ValueError(
+            f"{stage.card.name} publishes no skeletons of {layout}, and estimated ones are of {pose.LAYOUT}; "
+            f"give them by the parameter `skeletons`, or change the card's skeleton"
+        )
+    settings = from_mapping(pose.Settings, stage.preset.pose, f"{stage.card.name}: settings of pose")
+    return partial(
+        pose.estimate,
+        view="exo",
+        folder=stage.data / f"{column}s",
+        settings=settings,
+        weights=stage.weights,
+        device=stage.device,
+    )
+
+
+def _generate(stage: Stage, settings: mocap.MocapSettings) -> Summary:
+    motions = CARDS / "mocap" / "humanoid_motions.npz"
+    mocap.build(stage.data_root, motions, settings, manifests=stage.data)
+    counts = {split: len(stage.manifest(split)) for split in stage.card.splits}
+    reasons = pd.DataFrame({"split": [], "reason": [], "clips": []})
+    return Summary(pd.DataFrame({"annotated": counts, "usable": counts}), reasons, {})
