@@ -291,7 +291,7 @@ def test_depth_settings_that_do_not_fit_are_refused(depth_folder):
         with pytest.raises(ValueError, match=message):
             depth_anything.build(make_job(depth_settings(**changes), width, depth_folder))
     with pytest.raises(
-        FileNotFoundError, match="model.safetensors should be a folder .*Large-hf with config.json"
+        FileNotFoundError, match="model.safetensors should be a folder .*Large-hf, but lacks config.json"
     ):
         depth_anything.build(make_job(depth_settings(), 48, depth_folder / "model.safetensors"))
 
@@ -327,8 +327,8 @@ def pickle_alone(folder: Path) -> None:
     [
         (spoil_config, "config.json is of a 'dinov2' model"),
         (spoil_statistics, r"image_mean is \[0.5, 0.5, 0.5\], not ImageNet's"),
-        (lose_entry, r"missing_keys 1 \(first backbone.layernorm.bias"),
-        (bend_entry, "mismatched_keys 1 .*backbone.layernorm.bias"),
+        (lose_entry, r"1 missing keys \(first backbone.layernorm.bias"),
+        (bend_entry, "1 mismatched keys .*backbone.layernorm.bias"),
         (pickle_alone, "should be a folder .*model.safetensors"),
     ],
 )

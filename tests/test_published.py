@@ -123,9 +123,7 @@ def test_too_many_unusable_clips_end_notebook_00_with_counts_and_names(weights, 
     parameters = {"outputs": str(tmp_path / "outputs"), "data_root": str(root), "interactive": False}
     given = {"dataset": "egoexo4d", "preset": "smoke", "weights": str(weights), **parameters}
     notebook = PROJECT / "notebooks" / "00_data.ipynb"
-    with pytest.raises(
-        NotebookFailed, match="(?s)6 of 36 clips cannot be used.*allow_missing=0.167"
-    ):
+    with pytest.raises(NotebookFailed, match="(?s)6 of 36 clips cannot be used.*allow_missing=0.167"):
         run_notebook(notebook, tmp_path / "00.ipynb", given, threads=2, timeout=600)
     missing = pd.read_csv(tmp_path / "outputs" / "egoexo4d" / "00_data" / "missing.csv")
     assert missing["reason"].str.contains("empty file|truncated").sum() == 6

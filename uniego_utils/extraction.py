@@ -223,7 +223,7 @@ def estimate(job: Job, model: nn.Module, manifests: Iterable[Manifest], folder: 
     workers = job.preset.video.workers
     seconds = max(decode / workers, compute) if workers else decode + compute
     return (
-        f"{job.key}: {clips} clips, {needed / 2e6:.0f} MB, about {timedelta(seconds=round(seconds * clips))} "
+        f"{job.key}: {clips} clips, {needed / 2e6:.1f} MB, about {timedelta(seconds=round(seconds * clips))} "
         f"on one {job.device.type} (a clip: {1e3 * decode:.0f} ms to decode in {max(workers, 1)} workers, "
         f"{1e3 * compute:.0f} ms to encode)"
     )

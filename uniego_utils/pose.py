@@ -17,10 +17,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from uniego_utils.manifests import Manifest
-from uniego_utils.runs import read_json, read_notes
+from uniego_utils.runs import read_notes
 from uniego_utils.skeletons import MAX_EMPTY, layout_of, skeleton_file, write_skeleton
 from uniego_utils.video import frame_indices, open_clip, sample_times
-from uniego_utils.weights import find_weights, from_hub
+from uniego_utils.weights import find_weights, from_hub, load_transformers
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -107,7 +107,7 @@ def load_estimator(settings: Settings, weights: str, device: torch.device) -> Es
     ):
         folder = find_weights(name, weights) or from_hub(name, FILES)
         parts += [
-            _load(kind, folder, name).to(device).eval(),
+            load_transformers(kind, folder, name, FILES).to(device).eval(),
             AutoImageProcessor.from_pretrained(folder, local_files_only=True),
         ]
     detector, _, poser, _ = parts
@@ -118,30 +118,6 @@ def load_estimator(settings: Settings, weights: str, device: torch.device) -> Es
     if joints != expected:
         raise ValueError(f"{settings.estimator} finds {joints} joints, not the {expected} of {LAYOUT}")
     return Estimator(*parts[:2], people[0], *parts[2:])
-
-
-def _load(kind: type[nn.Module], folder: Path, name: str) -> nn.Module:
-    """A transformers model from a local folder, whole and in float32."""
-    if missing := [file for file in FILES if not (folder / file).is_file()]:
-        raise FileNotFoundError(f"{folder} should be a folder of {name}, but lacks {', '.join(missing)}")
-    model_type = read_json(folder / "config.json").get("model_type")
-    if model_type != kind.config_class.model_type:
-        raise ValueError(f"{folder} does not fit {name}: its config.json is of a {model_type!r} model")
-    model, report = kind.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # they are reported, and refused below
-        output_loading_info=True,
-    )
-    for problem in ("missing_keys", "mismatched_keys"):  # transformers would go on with random weights
-        if entries := sorted(map(str, report[problem])):
-            raise ValueError(
-                f"{folder} does not fit {name}: {len(entries)} {problem.replace('_', ' ')} "
-                f"(first {entries[0]}); download it again"
-            )
-    return model
 
 
 def follow(last: list[np.ndarray], boxes: np.ndarray, persons: int) -> dict[int, int]:

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from uniego_utils.runs import read_json
+
 CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")  # what the hub's repositories call their weights
 SUFFIXES = (".safetensors", ".pth", ".pyth", ".pt", ".bin")
 CONTAINERS = ("model_state", "state_dict", "model")  # where training checkpoints keep the weights
@@ -167,6 +169,47 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str
     if problems:
         raise ValueError(f"{path} does not fit {name}: {'; '.join(problems)}; give the weights of that model")
     model.load_state_dict(state)
+
+
+def load_transformers(
+    kind: type[nn.Module],
+    folder: Path,
+    name: str,
+    files: Sequence[str] = ("config.json", CHECKPOINTS[0]),
+) -> nn.Module:
+    """A model of transformers' class `kind` from a local folder, whole and in float32.
+
+    Args:
+        folder: as `save_pretrained` writes it.
+        name: the model it should be, for messages.
+        files: what the folder must hold.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+        ValueError: weights of another model, or entries missing or of other shapes; transformers itself would
+            go on with random ones. Entries that nothing asks for are left alone: releases carry some.
+    """
+    folder = Path(folder)
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise FileNotFoundError(f"{folder} should be a folder of {name}, but lacks {', '.join(missing)}")
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type != kind.config_class.model_type:
+        raise ValueError(f"{folder} does not fit {name}: its config.json is of a {model_type!r} model")
+    model, report = kind.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # they are reported, and refused below
+        output_loading_info=True,
+    )
+    for problem in ("missing_keys", "mismatched_keys"):
+        if entries := sorted(map(str, report[problem])):
+            raise ValueError(
+                f"{folder} does not fit {name}: {len(entries)} {problem.replace('_', ' ')} "
+                f"(first {entries[0]}); download it again"
+            )
+    return model
 
 
 def state_digest(model: nn.Module | Mapping[str, Tensor]) -> str:

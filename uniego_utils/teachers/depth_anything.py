@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from uniego_utils.runs import read_json
 from uniego_utils.teachers.batches import Job
 from uniego_utils.teachers.foundation import FrameClips, shown, vit_images
 from uniego_utils.teachers.images import pool_frames, pooled_width
-from uniego_utils.weights import find_weights, from_hub
+from uniego_utils.weights import find_weights, from_hub, load_transformers
 
 if TYPE_CHECKING:
     from transformers import DepthAnythingForDepthEstimation
@@ -89,28 +88,8 @@ def load(folder: Path, name: str) -> "DepthAnythingForDepthEstimation":
     """The whole model from a local folder in transformers' layout, in float32."""
     from transformers import DepthAnythingForDepthEstimation  # late: it takes seconds to import
 
-    needed = [file for file in FILES[:2] if not (folder / file).is_file()]
-    if needed:
-        raise FileNotFoundError(f"{folder} should be a folder of {name} with {' and '.join(FILES[:2])}")
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "depth_anything":
-        raise ValueError(f"{folder} does not fit {name}: its config.json is of a {kind!r} model")
     check_statistics(folder)
-    model, report = DepthAnythingForDepthEstimation.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # they are reported, and refused below
-        output_loading_info=True,
-    )
-    problems = {what: sorted(map(str, entries)) for what, entries in report.items() if entries}
-    if problems:  # transformers itself would go on with random weights
-        listed = ", ".join(
-            f"{what} {len(entries)} (first {entries[0]})" for what, entries in problems.items()
-        )
-        raise ValueError(f"{folder} does not fit {name}: {listed}; download it again")
-    return model
+    return load_transformers(DepthAnythingForDepthEstimation, folder, name)
 
 
 def check_statistics(folder: Path) -> None:
