@@ -11,7 +11,7 @@ PRESET = config.get("preset") or ""  # the card's first
 SEEDS = config.get("seeds", [0])
 OUTPUTS = config.get("outputs", "outputs")
 DATA_ROOT = config.get("data_root") or ""  # of videos and official annotations
-WEIGHTS = f"-p weights '{config.get("weights") or ""}'"  # a local folder of pretrained weights
+WEIGHTS = "-p weights '{}'".format(config.get("weights") or "")  # a local folder of pretrained weights
 
 CARD = [f"data_manifests/{DATASET}.yaml", *sorted(map(str, Path("data_manifests", "shared").glob("*.yaml")))]
 TEACHERS = list(load_card(DATASET).teachers)

@@ -86,13 +86,17 @@ def open_video(path: Path, end_s: float | None = None, fps: float | None = None,
     return video
 
 
-def open_clip(manifest: Manifest, row: int, view: str) -> Video:
+def open_clip(manifest: Manifest, row: int, view: str, column: str | None = None) -> Video:
     """Open the video of clip number `row` from a view, as the manifest's columns say (`<view>_fps` of frame
-    folders, `<view>_rotate`), and check that it reaches the clip's end."""
+    folders, `<view>_rotate`), and check that it reaches the clip's end.
+
+    Args:
+        column: of the file, if it is another one than `<view>_video`, e.g. `ego_depth`.
+    """
     told = manifest.rows.iloc[row]
     fps, rotate = (told.get(f"{view}_{name}", np.nan) for name in ("fps", "rotate"))
     return open_video(
-        manifest.path(row, f"{view}_video"),
+        manifest.path(row, column or f"{view}_video"),
         told["end_s"],
         None if np.isnan(fps) else float(fps),
         0 if np.isnan(rotate) else int(rotate),
