@@ -7,6 +7,8 @@ PROFILE ?= default
 OUTPUTS ?= outputs
 DATA_ROOT ?=
 WEIGHTS ?=
+ALLOW_MISSING ?= 0.0
+SKELETONS ?=
 
 BIN := .venv/bin
 empty :=
@@ -18,7 +20,8 @@ SEED_LIST = [$(subst $(empty) $(empty),$(comma),$(strip $(SEEDS)))]
 help:
 	@echo "make demo       run all notebooks on $(DATASET), then print the results and the report's path"
 	@echo "                DATASET=$(DATASET) PRESET=$(PRESET) SEEDS=\"$(SEEDS)\" PROFILE=$(PROFILE) OUTPUTS=$(OUTPUTS)"
-	@echo "                and for datasets on disk: DATA_ROOT=<videos and annotations> WEIGHTS=<folder of pretrained weights>"
+	@echo "                for datasets on disk: DATA_ROOT=<videos and annotations> WEIGHTS=<folder of pretrained weights>"
+	@echo "                ALLOW_MISSING=<share of clips> SKELETONS=<pickle or folder>"
 	@echo "make study      the same for the seeds 0 1 2 3 4"
 	@echo "make test       lint, then every test, then every notebook at a small size"
 	@echo "make lint       ruff alone"
@@ -28,7 +31,8 @@ help:
 demo: .venv/ready
 	$(BIN)/snakemake --profile profiles/$(PROFILE) --config \
 		dataset=$(DATASET) preset=$(PRESET) "seeds=$(SEED_LIST)" outputs=$(OUTPUTS) \
-		"data_root=$(DATA_ROOT)" "weights=$(WEIGHTS)"
+		"data_root=$(DATA_ROOT)" "weights=$(WEIGHTS)" \
+		allow_missing=$(ALLOW_MISSING) "skeletons=$(SKELETONS)"
 	@$(BIN)/python -m uniego_utils.runner summary $(OUTPUTS)/$(DATASET)/10_report
 
 study: SEEDS = 0 1 2 3 4

@@ -11,6 +11,9 @@ PRESET = config.get("preset") or ""  # the card's first
 SEEDS = config.get("seeds", [0])
 OUTPUTS = config.get("outputs", "outputs")
 DATA_ROOT = config.get("data_root") or ""  # of videos and official annotations
+USABLE = "-p allow_missing {} -p skeletons '{}'".format(
+    float(config.get("allow_missing") or 0), config.get("skeletons") or ""
+)
 WEIGHTS = "-p weights '{}'".format(config.get("weights") or "")  # a local folder of pretrained weights
 
 CARD = [f"data_manifests/{DATASET}.yaml", *sorted(map(str, Path("data_manifests", "shared").glob("*.yaml")))]
@@ -49,10 +52,10 @@ rule data:
     output:
         f"{DONE}/00_data.ipynb",
     params:
-        f"{COMMON} {WEIGHTS} -p seed 0",
+        f"{COMMON} {WEIGHTS} {USABLE} -p seed 0",
     threads: 2
     resources:
-        gpu=0,
+        gpu=GPU,
     shell:
         RUN
 

@@ -199,7 +199,10 @@ def _read_card(path: Path, above: tuple[Path, ...] = ()) -> dict:
     if not base_path.is_file() or base_path in (*above, path):
         raise ValueError(f"{path.name} is like {base!r}, but there is no such other card")
     content = merged(_read_card(base_path, (*above, path)), content)
-    content["teachers"] = {key: card for key, card in content.get("teachers", {}).items() if card is not None}
+    removed = [key for key, teacher in content.get("teachers", {}).items() if teacher is None]
+    for settings in (content, *content.get("presets", {}).values()):  # a preset has settings for teachers too
+        for key in removed:
+            settings.get("teachers", {}).pop(key, None)
     return content
 
 

@@ -14,7 +14,7 @@ from uniego_utils.datasets import BUILDERS, Summary, write_manifests
 from uniego_utils.manifests import CARDS, CLASSES_FILE, Manifest, from_mapping, merged
 from uniego_utils.runs import read_json, read_tensors
 from uniego_utils.skeletons import Layout, convert_npz, convert_pyskl, layout_of, read_joints, skeleton_file
-from uniego_utils.stage import Stage
+from uniego_utils.stage import Stage, project_path
 from uniego_utils.teachers import plan
 
 GENERATED = "mocap"  # the builder that renders its clips instead of finding them
@@ -106,7 +106,7 @@ def joints_in_picture(stage: Stage, manifest: Manifest, row: int) -> tuple[Tenso
 
 def given_skeletons(stage: Stage, skeletons: str) -> GivenSkeletons:
     """Skeletons from a file or folder that somebody made, converted to the suite's format."""
-    place, converted = Path(skeletons), stage.data / "converted_skeletons"
+    place, converted = project_path(skeletons), stage.data / "converted_skeletons"
     if place.is_file():
         convert_pyskl(place, stage.card.skeleton, converted)
         return GivenSkeletons(converted)

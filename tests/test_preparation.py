@@ -1,0 +1,101 @@
+"""Notebook 00's work: whose skeletons are used, and what is refused before videos are opened."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from uniego_utils.manifests import CARDS, Manifest, load_card
+from uniego_utils.preparation import (
+    given_skeletons,
+    joints_in_picture,
+    prepare_data,
+    skeleton_columns,
+)
+from uniego_utils.runs import write_tensors
+from uniego_utils.stage import Stage, open_stage
+
+
+def opened(dataset: str, outputs: Path) -> Stage:
+    return open_stage(
+        {}, dataset=dataset, preset="smoke", seed=0, outputs=str(outputs), data_root=str(outputs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "columns"),
+    [
+        ("mocap", {"skeleton": "mocap-16"}),
+        ("egoexo_fitness", {"skeleton": "coco-17"}),
+        ("egoexo4d", {"skeleton": "coco-17"}),
+        ("assembly101", {"skeleton": "assembly101-21", "body_skeleton": "coco-17"}),
+    ],
+)
+def test_teachers_say_which_skeletons_they_read(tmp_path, dataset, columns):
+    assert skeleton_columns(opened(dataset, tmp_path)) == columns
+
+
+def test_without_exo_teachers_no_skeletons_are_needed(tmp_path):
+    own = "name: head\ntitle: h\nsource: s\nlicence: l\nmethod: {}\n"
+    (tmp_path / "head.yaml").write_text(f"like: {CARDS / 'shared' / 'ego_only'}\n{own}")
+    card = load_card("head", tmp_path)
+    stage = replace(opened("own_videos", tmp_path), card=card, preset=card.preset("smoke"))
+    assert skeleton_columns(stage) == {} and card.views == ("ego",)
+    assert list(card.teachers) == ["ego_depth", "ego_dino", "ego_siglip"]
+
+
+@pytest.mark.parametrize("shape", [(6, 17, 2), (2, 6, 17, 2)])
+def test_given_files_are_found_by_the_clips_name(tmp_path, shape):
+    stage, joints = opened("own_videos", tmp_path), np.random.default_rng(0).uniform(1, 90, shape)
+    np.savez(tmp_path / "a.npz", keypoint=joints.astype(np.float32), size=np.array([100, 90]))
+    skeleton = given_skeletons(stage, str(tmp_path))
+    found = skeleton(pd.Series({"clip_id": "a"}))["exo_joints_2d"]
+    assert torch.allclose(found, torch.from_numpy(joints).float().reshape(-1, 6, 17, 2))
+    with pytest.raises(ValueError, match="none of this clip in converted_skeletons"):
+        skeleton(pd.Series({"clip_id": "b"}))
+
+
+def test_skeletons_that_are_not_there_are_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no pickle and no folder of .npz or .safetensors"):
+        given_skeletons(opened("own_videos", tmp_path), str(tmp_path / "gone"))
+
+
+def test_joints_in_the_picture_are_the_first_persons(tmp_path):
+    stage, joints = opened("assembly101", tmp_path), torch.rand(2, 5, 17, 2) + 1
+    write_tensors(tmp_path / "hands.safetensors", {"joints_3d": torch.rand(2, 5, 21, 3)})
+    write_tensors(tmp_path / "body.safetensors", {"exo_joints_2d": joints})
+    rows = pd.DataFrame({"skeleton": ["hands.safetensors"], "body_skeleton": ["body.safetensors"]})
+    found, layout = joints_in_picture(stage, Manifest("train", rows, (), tmp_path, ""), 0)
+    assert torch.equal(found, joints[0]) and len(layout.joints) == 17
+    hands = Manifest("train", rows[["skeleton"]], (), tmp_path, "")
+    assert joints_in_picture(stage, hands, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"builder": "ego4d"}, "unknown builder 'ego4d'; choose one of mocap, egoexo_fitness"),
+        ({"skeleton": "hand-21"}, "publishes no skeletons of hand-21, and estimated ones are of coco-17"),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused(tmp_path, change, message):
+    (tmp_path / "labels.csv").write_text("ego_video,exo_video,label\na.mp4,b.mp4,x\n")
+    stage = opened("own_videos", tmp_path)
+    stage = replace(stage, card=replace(stage.card, **change))
+    with pytest.raises(ValueError, match=message):
+        prepare_data(stage, {}, 0.0, "")
+
+
+def test_an_unknown_setting_of_a_builder_lists_the_valid_ones(tmp_path):
+    with pytest.raises(
+        ValueError, match="settings of its builder: unknown val; valid fields are labels, val_share"
+    ):
+        prepare_data(opened("own_videos", tmp_path), {"val": 0.1}, 0.0, "")
+
+
+def test_missing_annotations_say_where_to_get_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match="meta_records.json does not exist; get it from https://"):
+        prepare_data(opened("egoexo_fitness", tmp_path), {}, 0.0, "")
