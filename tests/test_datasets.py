@@ -460,7 +460,7 @@ def test_a_gap_in_a_folder_of_pictures(tmp_path):
     message, missing = refusal(annotate("egoexo_fitness", root, classes), root, tmp_path / "out")
     assert missing["reason"].value_counts().to_dict() == {
         "frame gap: no picture 33": 9,
-        "unreadable: picture 1": 3,
+        "unreadable: picture frame_0000000001.jpg": 3,
     }
 
 

@@ -66,7 +66,7 @@ def test_a_folder_of_pictures_is_described(files):
         ("whole.mp4/inside.mp4", "absent"),
         ("gap", "frame gap: no picture 3"),
         ("late", "frame gap: no picture 1"),
-        ("broken", "unreadable: picture 5"),
+        ("broken", "unreadable: picture frame_0000000005.jpg"),
         ("nothing", "unreadable: no numbered pictures"),
     ],
 )

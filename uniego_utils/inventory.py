@@ -1,6 +1,5 @@
 """What lies on disk: every video's length, rate, size and faults, found out once and kept in a table."""
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from uniego_utils.runs import written_whole
-from uniego_utils.video import PICTURE, SPAN_TOLERANCE_S
+from uniego_utils.video import SPAN_TOLERANCE_S, list_pictures
 
 COLUMNS = ("bytes", "mtime", "fps", "frames", "seconds", "width", "height", "rotation", "fault")
 FLUSH_EVERY = 300  # files looked at between two writes of the cache
@@ -97,27 +96,19 @@ def _inspect(path: Path) -> dict:
 
 
 def _inspect_folder(folder: Path) -> dict:
-    numbered, total = {}, 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if match := PICTURE.search(entry.name):
-                numbered[int(match[1])] = entry.path
-                total += entry.stat().st_size
-    numbers = sorted(numbered)
-    row = {"bytes": total, "frames": len(numbers)}
-    if not numbers:
+    pictures, absent = list_pictures(folder)
+    row = {"bytes": sum(picture.stat().st_size for picture in pictures), "frames": len(pictures)}
+    if not pictures:
         return row | {"fault": "unreadable: no numbered pictures"}
-    first, last = numbers[0], numbers[-1]
-    if first not in (0, 1) or last - first + 1 != len(numbers):
-        absent = next(number for number in range(min(first, 1), last) if number not in numbered)
+    if absent is not None:
         return row | {"fault": f"frame gap: no picture {absent}"}
     try:
-        for number in (first, last):
-            with Image.open(numbered[number]) as picture:
+        for path in (pictures[0], pictures[-1]):
+            with Image.open(path) as picture:
                 picture.load()
                 width, height = picture.size
     except OSError:
-        return row | {"fault": f"unreadable: picture {number}"}
+        return row | {"fault": f"unreadable: picture {path.name}"}
     return row | {"width": width, "height": height, "rotation": 0}
 
 

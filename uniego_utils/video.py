@@ -103,24 +103,30 @@ def open_clip(manifest: Manifest, row: int, view: str, column: str | None = None
     )
 
 
-def _open_pictures(folder: Path, fps: float | None, rotate: int) -> Video:
-    if fps is None or fps <= 0:
-        raise ValueError(f"{folder} is a folder of pictures: its manifest must give their frames per second")
+def list_pictures(folder: Path) -> tuple[list[Path], int | None]:
+    """The numbered pictures of a folder in order, and the first number missing up to the last, counting from 1
+    or from 0 if there is one; None: no gap."""
     numbered = {}
     for name in os.listdir(folder):
         if match := PICTURE.search(name):
             numbered[int(match[1])] = folder / name
     numbers = sorted(numbered)
-    if not numbers:
+    absent = set(range(min(1, numbers[0]), numbers[-1])) - numbered.keys() if numbers else ()
+    return [numbered[number] for number in numbers], min(absent, default=None)
+
+
+def _open_pictures(folder: Path, fps: float | None, rotate: int) -> Video:
+    if fps is None or fps <= 0:
+        raise ValueError(f"{folder} is a folder of pictures: its manifest must give their frames per second")
+    pictures, absent = list_pictures(folder)
+    if not pictures:
         raise VideoError(f"{folder} holds no numbered pictures (.jpg, .png); fetch the folder again")
-    first, last = numbers[0], numbers[-1]
-    if first not in (0, 1) or last - first + 1 != len(numbers):
-        absent = next(number for number in range(min(first, 1), last) if number not in numbered)
+    if absent is not None:
         raise VideoError(
-            f"{folder} holds {len(numbers)} pictures numbered {first} to {last}, but none numbered {absent}; "
+            f"{folder} holds {len(pictures)} pictures up to {pictures[-1].name}, but none numbered {absent}; "
             f"fetch the folder again"
         )
-    return Video(folder, len(numbers), float(fps), rotate, [numbered[number] for number in numbers])
+    return Video(folder, len(pictures), float(fps), rotate, pictures)
 
 
 def _read_picture(path: Path) -> np.ndarray:
