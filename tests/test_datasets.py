@@ -355,6 +355,14 @@ def test_own_videos_whole_and_labelled_by_their_folder(tmp_path):
     assert ends["jump/pictures"] == 1.5 and ends.drop("jump/pictures").unique().tolist() == [1.0]
 
 
+def test_own_clips_may_bring_their_names(tmp_path):
+    trees.build_folder(tmp_path, 2)
+    table = pd.read_csv(tmp_path / "labels.csv")
+    names = [f"walk-{number}" for number in range(len(table))]
+    table.assign(clip_id=names).to_csv(tmp_path / "labels.csv", index=False)
+    assert list(annotate("folder", tmp_path).clips["clip_id"]) == names
+
+
 def test_own_splits_are_kept_and_bad_tables_refused(tmp_path):
     trees.build_folder(tmp_path, subjects=3)
     path = tmp_path / "labels.csv"

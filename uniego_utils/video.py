@@ -104,8 +104,8 @@ def open_clip(manifest: Manifest, row: int, view: str, column: str | None = None
 
 
 def list_pictures(folder: Path) -> tuple[list[Path], int | None]:
-    """The numbered pictures of a folder in order, and the first number missing up to the last, counting from 1
-    or from 0 if there is one; None: no gap."""
+    """The numbered pictures of a folder in order, and the first number missing before the last one, counting
+    from 1, or from 0 if that is there; None: no gap."""
     numbered = {}
     for name in os.listdir(folder):
         if match := PICTURE.search(name):

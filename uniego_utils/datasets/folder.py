@@ -9,6 +9,7 @@ import pandas as pd
 from uniego_utils.datasets.annotated import SPLITS, Annotated, require_file, split_off
 
 OPTIONAL = (
+    "clip_id",
     "exo_video",
     "label",
     "start_s",
@@ -52,7 +53,7 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
         ValueError: unknown columns, rows without a video, a label or a known split.
     """
     path = require_file(Path(root) / settings.labels, "your own hand", LAYOUT)
-    text = {name: str for name in ("label", "subject", "split", "caption", "skeleton")}
+    text = {name: str for name in ("clip_id", "label", "subject", "split", "caption", "skeleton")}
     rows = pd.read_csv(path, dtype=text)
     if unknown := set(rows) - {"ego_video", *OPTIONAL}:
         raise ValueError(f"{path}: unknown columns {', '.join(sorted(unknown))}; expected {LAYOUT}")
@@ -76,7 +77,9 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
         for split, share in (("test", settings.test_share), ("val", settings.val_share)):
             rows = split_off(rows, "subject", share, split)
         inferred["split"] = "labels.csv has no column split: people (or videos) are dealt out by their names"
-    clips = rows.assign(clip_id=[f"clip_{number:06d}" for number in range(len(rows))], reason=np.nan)
+    if "clip_id" not in rows:
+        rows["clip_id"] = [f"clip_{number:06d}" for number in range(len(rows))]
+    clips = rows.assign(reason=np.nan)
     return Annotated(
         clips,
         classes or tuple(sorted(clips["label"].unique())),
