@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from uniego_utils.manifests import MAX_LISTED, Manifest
-from uniego_utils.runs import read_notes, read_tensors, write_tensors
+from uniego_utils.runs import FEATURE_PACKAGES, read_notes, read_tensors, write_tensors
 
 
 def check_features(features: Tensor, clip_ids: list[str], width: int, where: str) -> None:
@@ -52,7 +52,7 @@ def write_features(
     features = features.float()
     clip_ids = manifest.rows["clip_id"].tolist()
     check_features(features, clip_ids, width, str(path))
-    versions = {package: metadata.version(package) for package in ("torch", "timm", "decord2")}
+    versions = {package: metadata.version(package) for package in FEATURE_PACKAGES}
     write_tensors(path, {"features": features}, {**versions, **notes, "manifest": manifest.digest})
 
 

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor  # imported late: seconds and 600 MB, which the pipeline does not need
 
 FINISHED = "finished"  # the marker's file name
-RECORDED_PACKAGES = ("torch", "torchvision", "timm", "decord2", "numpy", "safetensors", "scikit-learn")
+FEATURE_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "decord2",
+)  # that teachers' features hang on
+RECORDED_PACKAGES = (*FEATURE_PACKAGES, "numpy", "safetensors", "scikit-learn")
 
 
 @contextlib.contextmanager

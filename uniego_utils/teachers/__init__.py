@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from uniego_utils.manifests import Card, Manifest, Preset, from_mapping, merged
-from uniego_utils.runs import finish_run, read_tensors, start_run, write_tensors
+from uniego_utils.runs import FEATURE_PACKAGES, finish_run, read_tensors, start_run, write_tensors
 from uniego_utils.teachers import (
     depth,
     depth_anything,
@@ -44,7 +44,6 @@ MODULES = {
         skego_clip,
     )
 }
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "decord2")  # that features depend on
 UNSEEN = ("label", "licence", "settings")  # fields of a teacher's card that do not change its features
 
 
@@ -140,5 +139,5 @@ def fingerprint(job: Job, model: nn.Module) -> dict:
         **MODULES[job.teacher.model].notes(job),
         "span_s": job.preset.video.span_s,
         "weights": state_digest(model),
-        **{library: metadata.version(library) for library in LIBRARIES},
+        **{library: metadata.version(library) for library in FEATURE_PACKAGES},
     }
