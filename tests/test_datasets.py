@@ -355,6 +355,18 @@ def test_own_videos_whole_and_labelled_by_their_folder(tmp_path):
     assert ends["jump/pictures"] == 1.5 and ends.drop("jump/pictures").unique().tolist() == [1.0]
 
 
+def test_a_video_that_changes_after_it_was_looked_at_is_noticed(tmp_path):
+    root, classes = tree(tmp_path, "folder")
+    write(annotate("folder", root), root, tmp_path / "out")
+    before = load_manifest(tmp_path / "out/train.csv", classes, root)
+    video = before.path(0, "exo_video")
+    trees.write_video(video, trees.gratings(77))
+    with pytest.raises(ValueError, match=r"3 of \d+ rows have a video that has changed since notebook 00"):
+        load_manifest(tmp_path / "out/train.csv", classes, root)
+    write(annotate("folder", root), root, tmp_path / "out")  # looks at it again
+    assert load_manifest(tmp_path / "out/train.csv", classes, root).digest != before.digest
+
+
 def test_own_clips_may_bring_their_names(tmp_path):
     trees.build_folder(tmp_path, 2)
     table = pd.read_csv(tmp_path / "labels.csv")

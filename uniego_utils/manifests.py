@@ -324,7 +324,7 @@ def load_manifest(
     Raises:
         FileNotFoundError: no such file.
         ValueError: no rows, missing columns, duplicate clip ids, labels outside the classes, empty spans,
-            or files that do not exist or are empty.
+            or files that do not exist, are empty, or have changed since notebook 00 looked at them.
     """
     path, root = Path(path), Path(root)
     if not path.is_file():
@@ -357,7 +357,15 @@ def load_manifest(
         empty = {name for name in set(given) if not _has_content(_place(name, root, path.parent))}
         bad = [row for row, name in given.items() if name in empty]
         _refuse(path, rows, rows.index.isin(bad), column, f"a missing or empty file below {root}")
-    more = [name for name in rows if name.endswith(("_depth", "_fps", "_rotate", "skeleton"))]
+    for column in [name for name in rows if name.endswith("_bytes")]:
+        videos = rows[column.replace("_bytes", "_video")]
+        sizes = {
+            name: _place(name, root, path.parent).stat().st_size
+            for name in videos[rows[column].notna()].unique()
+        }
+        changed = rows[column].notna() & (videos.map(sizes) != rows[column])
+        _refuse(path, rows, changed, column, "a video that has changed since notebook 00 looked at it")
+    more = [name for name in rows if name.endswith(("_bytes", "_depth", "_fps", "_rotate", "skeleton"))]
     identity = rows[[*REQUIRED_COLUMNS, *more]].to_csv(index=False)
     return Manifest(path.stem, rows, tuple(classes), root, digest(identity.encode()), path.parent)
 

@@ -101,6 +101,11 @@ def write_manifests(
             clips = _with_estimates(clips, annotated, root, folder, split, column, estimate)
     reasons = _report(card, clips, annotated, unusable, allow_missing, folder)
     usable = clips[clips["reason"].isna()].drop(columns="reason")
+    for (
+        view
+    ) in card.views:  # so that a file that changes afterwards is noticed; folders have no size of their own
+        sizes = {path: row["bytes"] for path, row in videos.items() if not (Path(root) / path).is_dir()}
+        usable[f"{view}_bytes"] = usable[f"{view}_video"].map(sizes).astype("Int64")
     _require_all(card, annotated, usable, folder)
     for split in SPLITS:
         rows = usable[usable["split"] == split].drop(columns="split").dropna(axis=1, how="all")
