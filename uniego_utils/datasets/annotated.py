@@ -1,17 +1,21 @@
 """What a dataset's official annotations say, before anyone has looked at its videos."""
 
+import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from uniego_utils.runs import digest
 
 SPLITS = ("train", "val", "test")
+KINDS = {dict: "a mapping", list: "a list", str: "a text", int: "an integer"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,98 @@ class Annotated:
     min_seconds: float = 0.1  # shorter clips are left out
 
 
-def read_annotation(path: Path, source: str, layout: str) -> dict | list:
+def read_annotation(path: Path, source: str, layout: str, kind: type = dict) -> dict | list:
     """Read a dataset's JSON file; `source` says where to get it, `layout` what is expected below the root."""
     try:
-        return json.loads(require_file(path, source, layout).read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, source, layout))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}); get it again from {source}") from None
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} is not {KINDS[kind]}; get it again from {source}")
+    return content
+
+
+def read_text(path: Path, source: str, layout: str) -> str:
+    """Read a text, with or without the mark that spreadsheets put before it."""
+    try:
+        return require_file(path, source, layout).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; get it from {source}, in UTF-8") from None
+
+
+def read_table(
+    path: Path,
+    source: str,
+    layout: str,
+    columns: tuple[str, ...],
+    separator: str = ",",
+    names: list[str] | None = None,
+) -> pd.DataFrame:
+    """Read a table as text without outer spaces: blank cells are NaN, `NA` and `None` are words.
+
+    Args:
+        columns: that it must have.
+        names: of all its columns, if it has no header.
+
+    Returns:
+        its rows but blank ones; the index says their lines in the file.
+    """
+    text = io.StringIO(read_text(path, source, layout))
+    options = {"sep": separator, "names": names, "header": None if names else 0}
+    cells = {"dtype": str, "keep_default_na": False, "na_values": [""], "skip_blank_lines": False}
+    try:
+        table = pd.read_csv(text, **options, **cells)
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path} is empty; get it from {source}; expected {layout}") from None
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path} is no table ({str(error).strip()}); get it from {source}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes cells without a column for names of rows
+        raise ValueError(f"{path} has rows of more cells than columns; get it from {source}")
+    table.index += 1 if names else 2
+    table.columns = [name.strip() for name in table.columns]
+    if absent := [name for name in columns if name not in table]:
+        raise ValueError(f"{path} has no column {', '.join(absent)}; expected {layout}")
+    table = table.apply(lambda cells: cells.str.strip()).replace("", np.nan).dropna(how="all")
+    if table.empty:
+        raise ValueError(f"{path} has no rows; get it from {source}; expected {layout}")
+    return table
+
+
+def refuse_lines(path: Path, wrong: pd.Series, fault: str) -> None:
+    """An error if any row is wrong; the index of `wrong` says the lines."""
+    if wrong.any():
+        lines = ", ".join(map(str, wrong.index[wrong][:5]))
+        raise ValueError(f"{path}: {wrong.sum()} rows have {fault} (first lines: {lines}); mend the table")
+
+
+def entry(content: dict, key: str, kind: type, where: str) -> dict | list | str | int:
+    """What a file holds under `key`, or an error; `where` names the file and the place in it."""
+    value = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"{where}: expected {KINDS[kind]} {key!r}; the file is damaged or of another format")
+    return value
+
+
+def number(value: object) -> float:
+    """A number of an annotation; NaN where there is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return np.nan
+    return found if math.isfinite(found) else np.nan
+
+
+def with_checked_times(clips: pd.DataFrame) -> pd.DataFrame:
+    """Give clips without a span a reason and the length zero: an absent end would mean the video's."""
+    absent = clips[["start_s", "end_s"]].isna().any(axis=1)
+    reason = clips["reason"].astype(object)
+    reason = reason.mask(clips["end_s"] <= clips["start_s"], "annotation ends before it starts")
+    start = clips["start_s"].fillna(0.0)
+    return clips.assign(
+        start_s=start,
+        end_s=clips["end_s"].mask(absent, start),
+        reason=reason.mask(absent, "no time in the annotation"),
+    )
 
 
 def require_file(path: Path, source: str, layout: str) -> Path:

@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uniego_utils.datasets.annotated import Annotated, read_annotation, split_off
+from uniego_utils.datasets.annotated import (
+    Annotated,
+    entry,
+    number,
+    read_annotation,
+    split_off,
+    with_checked_times,
+)
 
 SOURCE = "https://huggingface.co/datasets/Lymann/EgoExo-Fitness (after signing its licence)"
 LAYOUT = (
@@ -53,24 +60,33 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
 
     Raises:
         FileNotFoundError: an annotation file is missing.
+        ValueError: one is damaged or of another format.
     """
-    meta, actions, substeps = (
-        read_annotation(Path(root) / settings.annotations / f"{name}.json", SOURCE, LAYOUT)
+    meta_path, actions_path, substeps_path = paths = [
+        Path(root) / settings.annotations / f"{name}.json"
         for name in ("meta_records", "action_level_annotations", "substep_level_annotations")
-    )
-    classes = classes or tuple(substeps["classes"])
-    records = {record["record_id"]: record["frames"] for record in meta["records"]}
-    named = _named_sequences(substeps["database"])
+    ]
+    meta, actions, substeps = (read_annotation(path, SOURCE, LAYOUT) for path in paths)
+    classes = classes or tuple(entry(substeps, "classes", list, str(substeps_path)))
+    records = _records(meta, meta_path)
+    named = _named_sequences(substeps, substeps_path)
     rows = []
     for record, content in actions.items():
-        for number, (action, start, end) in enumerate(content["action_info"]):
+        where = f"{actions_path}, record {record}"
+        for place, told in enumerate(entry(content, "action_info", list, where)):
+            if not _is_action(told):
+                raise ValueError(
+                    f"{where}: action_info {place} is {told!r}, not three integers (action, first and last "
+                    f"frame); get the file again from {SOURCE}"
+                )
+            action, start, end = map(number, told)
             sequence = _sequence_of(start, named.get(record, {}))
             sides = {name.startswith(settings.train_prefix) for name in named.get(record, {})}
             is_train = sequence.startswith(settings.train_prefix) if sequence else sides == {True}
             clip = {
                 "take": f"{record}_{sequence}" if sequence else record,
                 "subject": record,
-                "label": classes[action - 1] if 0 < action <= len(classes) else f"action {action}",
+                "label": classes[int(action) - 1] if 0 < action <= len(classes) else f"action {told[0]}",
                 "start_s": (start - 1) / settings.fps,  # numbered from 1; both ends are in the clip
                 "end_s": end / settings.fps,
                 "split": "train" if is_train else "test",
@@ -80,9 +96,11 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
                 clip["reason"] = "record absent from meta_records.json"
             for view in settings.ego_views:
                 pair = _pair(view, records.get(record, {}), settings)
-                rows.append({"clip_id": f"{record}_{number:03d}_{view}", **clip, **pair})
+                rows.append({"clip_id": f"{record}_{place:03d}_{view}", **clip, **pair})
+    if not rows:
+        raise ValueError(f"{actions_path} has no actions; get it again from {SOURCE}")
     return Annotated(
-        split_off(pd.DataFrame(rows), "subject", settings.val_share, "val"),
+        split_off(with_checked_times(pd.DataFrame(rows)), "subject", settings.val_share, "val"),
         classes,
         published={"train": 3522, "test": 912},
         inferred=INFERRED,
@@ -92,16 +110,36 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     )
 
 
-def _named_sequences(database: dict) -> dict[str, dict[str, tuple[int, int]]]:
+def _records(meta: dict, path: Path) -> dict[str, dict]:
+    """Record -> view -> what is said of its frames."""
+    records = {}
+    for place, record in enumerate(entry(meta, "records", list, str(path))):
+        where = f"{path}, record {place}"
+        frames = entry(record, "frames", dict, where)
+        records[entry(record, "record_id", str, where)] = {
+            view: entry(frames, view, dict, where) for view in frames
+        }
+    return records
+
+
+def _is_action(told: object) -> bool:
+    """Whether these are three integers, or nothing (null, NaN) in place of one."""
+    if not isinstance(told, list) or len(told) != 3:
+        return False
+    return all(value is None or type(value) is int or value != value for value in told)
+
+
+def _named_sequences(substeps: dict, path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """Record -> sequence name -> its first and last frame: only the sub-step annotations give names."""
     named: dict[str, dict[str, tuple[int, int]]] = {}
-    for key, entry in database.items():
+    for key, told in entry(substeps, "database", dict, str(path)).items():
         if match := SEQUENCE.fullmatch(key):
-            named.setdefault(match[1], {})[match[2]] = (entry["seq_st"], entry["seq_ed"])
+            span = tuple(entry(told, side, int, f"{path}, {key}") for side in ("seq_st", "seq_ed"))
+            named.setdefault(match[1], {})[match[2]] = span
     return named
 
 
-def _sequence_of(frame: int, sequences: dict[str, tuple[int, int]]) -> str | None:
+def _sequence_of(frame: float, sequences: dict[str, tuple[int, int]]) -> str | None:
     return next((name for name, (first, last) in sequences.items() if first <= frame <= last), None)
 
 
@@ -110,7 +148,9 @@ def _pair(ego: str, frames: dict, settings: Settings) -> dict:
     exo = next((view for view in settings.exo_views if view in frames), None)
     columns = {}
     for name, view in (("ego", ego), ("exo", exo)):
-        columns[f"{name}_video"] = frames[view]["path"] if view in frames else np.nan
+        columns[f"{name}_video"] = frames.get(view, {}).get("path") or np.nan
+        if view in frames and not frames[view].get("path"):
+            columns["reason"] = f"{view} without path in meta_records.json"
         columns[f"{name}_fps"] = settings.fps
         columns[f"{name}_rotate"] = UPRIGHT.get(view, 0)
     return columns

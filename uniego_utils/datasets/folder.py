@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uniego_utils.datasets.annotated import SPLITS, Annotated, require_file, split_off
+from uniego_utils.datasets.annotated import SPLITS, Annotated, read_table, refuse_lines, split_off
 
 OPTIONAL = (
     "clip_id",
@@ -23,6 +23,7 @@ OPTIONAL = (
     "ego_rotate",
     "exo_rotate",
 )
+TURNS = (0, 90, 180, 270)  # degrees clockwise
 LAYOUT = f"labels.csv with the column ego_video and, as there are, {', '.join(OPTIONAL)}"
 
 
@@ -50,36 +51,41 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: unknown columns, rows without a video, a label or a known split.
+        ValueError: no table in UTF-8; unknown columns; rows without a video, a label or a known split, with
+            numbers that are none or names that are not their own.
     """
-    path = require_file(Path(root) / settings.labels, "your own hand", LAYOUT)
-    text = {name: str for name in ("clip_id", "label", "subject", "split", "caption", "skeleton")}
-    rows = pd.read_csv(path, dtype=text)
+    path = Path(root) / settings.labels
+    rows = read_table(path, "your own hand", LAYOUT, ("ego_video",))
     if unknown := set(rows) - {"ego_video", *OPTIONAL}:
         raise ValueError(f"{path}: unknown columns {', '.join(sorted(unknown))}; expected {LAYOUT}")
-    if "ego_video" not in rows or rows.empty:
-        raise ValueError(f"{path} has no rows or no column ego_video; expected {LAYOUT}")
-    _refuse(path, rows["ego_video"].isna(), "no ego_video")
+    refuse_lines(path, rows["ego_video"].isna(), "no ego_video")
+    refuse_lines(path, rows["ego_video"].isin([".", "..", "/"]), "an ego_video that names no file")
+    _read_numbers(rows, path)
     inferred = {}
     if "label" not in rows:
         rows["label"] = [Path(name).parent.name for name in rows["ego_video"]]
         inferred["label"] = "labels.csv has no column label: the name of the folder that holds the video"
-    _refuse(path, rows["label"].isna() | (rows["label"] == ""), "no label")
+    refuse_lines(path, rows["label"].isna() | (rows["label"] == ""), "no label")
     rows["take"] = [Path(name).with_suffix("").as_posix() for name in rows["ego_video"]]
     rows["subject"] = rows["subject"].fillna(rows["take"]) if "subject" in rows else rows["take"]
     for column in ("exo_video", "end_s"):
         rows[column] = rows.get(column, np.nan)
     rows["start_s"] = rows.get("start_s", pd.Series(np.nan, rows.index)).fillna(0.0)
     if "split" in rows:
-        _refuse(path, ~rows["split"].isin(SPLITS), f"a split other than {', '.join(SPLITS)}")
+        refuse_lines(path, ~rows["split"].isin(SPLITS), f"a split other than {', '.join(SPLITS)}")
     else:
         rows["split"] = "train"
         for split, share in (("test", settings.test_share), ("val", settings.val_share)):
             rows = split_off(rows, "subject", share, split)
         inferred["split"] = "labels.csv has no column split: people (or videos) are dealt out by their names"
-    if "clip_id" not in rows:
+    if "clip_id" in rows:
+        refuse_lines(path, rows["clip_id"].isna(), "no clip_id")
+        twice = rows["clip_id"].duplicated(keep=False)
+        names = ", ".join(rows.loc[twice, "clip_id"].unique()[:5])
+        refuse_lines(path, twice, f"a clip_id that others have ({names})")
+    else:
         rows["clip_id"] = [f"clip_{number:06d}" for number in range(len(rows))]
-    clips = rows.assign(reason=np.nan)
+    clips = rows.assign(reason=np.nan).reset_index(drop=True)
     return Annotated(
         clips,
         classes or tuple(sorted(clips["label"].unique())),
@@ -90,7 +96,15 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     )
 
 
-def _refuse(path: Path, wrong: pd.Series, fault: str) -> None:
-    if wrong.any():
-        lines = ", ".join(str(number + 2) for number in wrong.index[wrong][:5])
-        raise ValueError(f"{path}: {wrong.sum()} rows have {fault} (first lines: {lines}); mend the table")
+def _read_numbers(rows: pd.DataFrame, path: Path) -> None:
+    """Make numbers of the columns that hold them, in place."""
+    for column in ("start_s", "end_s", "ego_fps", "exo_fps", "ego_rotate", "exo_rotate"):
+        if column not in rows:
+            continue
+        given = rows[column].notna()
+        rows[column] = pd.to_numeric(rows[column], errors="coerce").replace([np.inf, -np.inf], np.nan)
+        refuse_lines(path, given & rows[column].isna(), f"no number in {column}")
+        if column.endswith("_fps"):
+            refuse_lines(path, rows[column] <= 0, f"{column} not above 0")
+        if column.endswith("_rotate"):
+            refuse_lines(path, given & ~rows[column].isin(TURNS), f"{column} other than 0, 90, 180, 270")
