@@ -182,7 +182,7 @@ def test_assembly_skeletons(roots, tmp_path):
     start = round(row["start_s"] * 60)
     assert joints.shape == (2, 36, 21, 3)  # 0.6 s at 60 a second
     for frame, hand in ((0, 0), (17, 1), (35, 0)):
-        assert torch.allclose(joints[hand, frame], torch.tensor(poses[str(start + frame)][str(hand)]))
+        assert torch.allclose(joints[hand, frame], torch.tensor(poses[str(start + frame)][str(hand)]) / 1000)
 
 
 def test_assembly_skeletons_are_kept_until_their_span_changes(roots, tmp_path):
@@ -265,7 +265,7 @@ def test_assembly_reads_both_formats_of_poses(roots, tmp_path):
     trees.write_json(tmp_path / name, listed)
     clip = pd.Series({"take": trees.sequence_name(0), "start_s": 0.5, "end_s": 1.0})
     old, new = (
-        assembly101.HandPoses(place, 60.0, 0.5)(clip)["joints_3d"]
+        assembly101.HandPoses(place, 60.0, 0.5, 0.001)(clip)["joints_3d"]
         for place in (tmp_path, root / "AssemblyPoses/landmarks3D")
     )
     assert torch.equal(old, new) and old.shape == (2, 30, 21, 3)
@@ -540,17 +540,39 @@ def test_a_missing_annotation_says_where_to_get_it(roots, tmp_path, name, file):
     assert BUILDERS[name].LAYOUT in str(told.value) and "get it from" in str(told.value)
 
 
-def test_classes_and_splits_without_clips_are_refused(roots, tmp_path):
+def test_clips_of_classes_that_nothing_can_be_trained_on_are_left_out_and_told(roots, tmp_path):
     root, classes = roots["egoexo4d"]
     annotated = annotate("egoexo4d", root, classes)
     first = annotated.clips["label"] == classes[0]
     clips = annotated.clips[~(first & (annotated.clips["split"] == "train"))]
-    with pytest.raises(ValueError, match=rf"clips but no training clip of 1 of 3 classes \({classes[0]}\)"):
-        write(replace(annotated, clips=clips), root, tmp_path)
+    summary = write(replace(annotated, clips=clips), root, tmp_path)  # no file could cure that
+    assert summary.reasons["reason"].unique().tolist() == ["class without training clips"]
+    assert summary.reasons["clips"].sum() == (clips["label"] == classes[0]).sum()
+    assert classes[0] in summary.absent and classes[0] not in set(pd.read_csv(tmp_path / "test.csv")["label"])
+
+
+def test_a_split_without_clips_is_refused(roots, tmp_path):
+    root, _ = roots["egoexo4d"]
     with pytest.raises(
         ValueError, match="no usable clips in val; see .*reasons.csv and the settings val_share"
     ):
         write(annotate("egoexo4d", root, val_share=0.0), root, tmp_path)
+
+
+def test_damage_is_told_where_clips_last_as_long_as_their_videos(tmp_path):
+    for number in range(6):
+        for view in ("head", "room"):
+            trees.write_video(tmp_path / f"{view}/{number}.mp4", trees.gratings(number, seconds=0.5))
+    table = {
+        "ego_video": [f"head/{n}.mp4" for n in range(6)],
+        "exo_video": [f"room/{n}.mp4" for n in range(6)],
+    }
+    pd.DataFrame(table | {"label": ["a", "b"] * 3}).to_csv(tmp_path / "labels.csv", index=False)
+    (tmp_path / "head/0.mp4").unlink()
+    (tmp_path / "room/1.mp4").write_bytes(b"")
+    (tmp_path / "head/2.mp4").write_bytes(b"no video")
+    message, missing = refusal(annotate("folder", tmp_path), tmp_path, tmp_path / "out")
+    assert "1 x no ego video" in message and "1 x empty file" in message and len(missing) >= 3
 
 
 def test_classes_that_a_part_of_a_dataset_lacks_are_told(roots, tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from uniego_utils import extraction, teachers
 from uniego_utils.extraction import extract, join_shards, missing_shards, prepare_teacher
-from uniego_utils.manifests import Card, Manifest, from_mapping, load_manifest
+from uniego_utils.manifests import Card, Manifest, from_mapping, load_card, load_manifest
 from uniego_utils.recipes import PAPER
 from uniego_utils.runs import read_notes, read_tensors
 from uniego_utils.stage import Stage
@@ -183,7 +183,7 @@ def test_a_finished_teacher_is_reused_and_described(stage, capsys):
     assert read_tensors(folder / "train.safetensors")["features"].shape == (22, 16)
 
 
-@pytest.mark.parametrize("change", ["library", "weights", "span", "settings", "clips"])
+@pytest.mark.parametrize("change", ["library", "weights", "span", "clips"])
 def test_a_changed_fingerprint_is_refused(stage, monkeypatch, change):
     folder = prepare_teacher(stage, "ego_rgb")
     expected = change
@@ -202,11 +202,21 @@ def test_a_changed_fingerprint_is_refused(stage, monkeypatch, change):
         path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
         expected = "manifests"
     else:
-        span = {"span": {"span_s": 0.5}, "settings": {"resize": 40}}[change]
-        stage = replace(stage, preset=replace(stage.preset, video=replace(stage.preset.video, **span)))
-        expected = next(iter(span))
+        stage = replace(stage, preset=replace(stage.preset, video=replace(stage.preset.video, span_s=0.5)))
+        expected = "span_s"
     with pytest.raises(ValueError, match=f"(?s)made with another configuration.*{expected}"):
         prepare_teacher(stage, "ego_rgb")
+
+
+def test_every_setting_but_speed_is_in_the_fingerprint():
+    job = teachers.plan("exo_skego", load_card("egoexo_fitness"), load_card("egoexo_fitness").preset())
+    model = torch.nn.Linear(2, 2)
+    told = teachers.fingerprint(job, model)
+    for change in ({"margin": 2.0}, {"layout": "hand-21"}, {"model_args": {"act_layer": "relu"}}):
+        other = replace(job, settings=replace(job.settings, **change))
+        assert teachers.fingerprint(other, model) != told
+    faster = replace(job, settings=replace(job.settings, frames_per_pass=1))
+    assert teachers.fingerprint(faster, model) == told
 
 
 def test_a_full_disk_is_noticed_before_it_starts(stage, monkeypatch):

@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import subprocess
+import sys
+from fractions import Fraction
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -124,3 +128,37 @@ def test_an_older_cache_is_not_trusted(tmp_path):
     write_video(tmp_path / "a.mp4", gratings(0, seconds=0.2))
     (tmp_path / "cache.csv").write_text("path,frames\na.mp4,99\n")
     assert look(tmp_path, "a.mp4").loc["a.mp4", "frames"] == 6
+
+
+def test_a_truncated_picture_in_the_middle_is_found(tmp_path):
+    write_pictures(tmp_path / "frames", gratings(0)[:9])
+    picture = tmp_path / "frames" / "frame_0000000005.jpg"
+    picture.write_bytes(picture.read_bytes()[:-80])
+    table = look(tmp_path, "frames")
+    assert table.loc["frames", "fault"] == "unreadable: picture frame_0000000005.jpg"
+
+
+def test_pictures_written_anew_in_their_place_are_looked_at_again(tmp_path):
+    write_pictures(tmp_path / "frames", gratings(0)[:5])
+    before = look(tmp_path, "frames")
+    write_pictures(tmp_path / "frames", gratings(1)[:5])
+    assert look(tmp_path, "frames").loc["frames", "bytes"] != before.loc["frames", "bytes"]
+
+
+def test_a_variable_frame_rate_is_told(tmp_path):
+    with av.open(str(tmp_path / "phone.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=60)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 60)
+        for number, picture in enumerate(gratings(0)[:40]):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = 6 * number if number < 30 else 180 + number - 30  # 3 s at 10, then at 60 a second
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert look(tmp_path, "phone.mp4").loc["phone.mp4", "fault"].startswith("variable frame rate")
+
+
+def test_decord_is_loaded_after_torch():
+    """Before it, decord's wheel would take over torch's BLAS calls and end the process."""
+    code = "import uniego_utils.inventory, torch; print(torch.randn(64, 64) @ torch.randn(64, 64))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

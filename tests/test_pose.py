@@ -1,5 +1,7 @@
 """Estimating skeletons: tracking against drawn boxes, all of it with tiny networks of the real classes."""
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from pretrained import write_pose
+from safetensors.torch import load_file, save_file
 
 from uniego_utils import pose
 from uniego_utils.manifests import Manifest
@@ -93,9 +96,25 @@ def test_estimate_writes_skeletons_and_resumes(weights, manifest, tmp_path: Path
     assert again.equals(table)  # the kept file's record is read back, the other is made anew
     kept = tmp_path / table["skeleton"][0]
     assert kept.stat().st_mtime_ns == written[kept]
-    assert pose.estimate(manifest, "exo", tmp_path, settings, "nowhere", progress=False).equals(table)
-    with pytest.raises(ValueError, match="take/a.*other settings.*delete"):
+    alone = pose.estimate(manifest, "exo", tmp_path, SETTINGS, weights, progress=False)  # other settings
+    assert (alone["persons"] == 1).all() and kept.stat().st_mtime_ns > written[kept]
+
+
+def test_skeletons_of_another_video_or_of_other_weights_are_made_anew(weights, manifest, tmp_path: Path):
+    path = tmp_path / "take/a.safetensors"
+    times = []
+    for change in ("nothing", "nothing", "video", "weights"):
+        if change == "video":
+            video = manifest.path(0, "exo_video")
+            os.utime(video, ns=(0, video.stat().st_mtime_ns + 10**9))
+        elif change == "weights":
+            shutil.copytree(weights, tmp_path / "weights")
+            weights = str(tmp_path / "weights")
+            file = tmp_path / "weights" / "vitpose-base-simple" / "model.safetensors"
+            save_file({name: value + 0.01 for name, value in load_file(file).items()}, file, {"format": "pt"})
         pose.estimate(manifest, "exo", tmp_path, SETTINGS, weights, progress=False)
+        times.append(path.stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2] < times[3]
 
 
 def test_how_many_frames_go_at_once_changes_nothing(weights, manifest, tmp_path: Path):
@@ -136,8 +155,6 @@ def test_weights_of_other_models_are_refused(weights):
 
 
 def test_damaged_weights_are_refused(weights, tmp_path: Path):
-    from safetensors.torch import load_file, save_file
-
     for name in ("rtdetr_r50vd_coco_o365", "vitpose-base-simple"):
         (tmp_path / name).mkdir()
         for file in pose.FILES:

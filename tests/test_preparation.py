@@ -54,7 +54,7 @@ def test_given_files_are_found_by_the_clips_name(tmp_path, shape):
     skeleton = given_skeletons(stage, str(tmp_path))
     found = skeleton(pd.Series({"clip_id": "a"}))["exo_joints_2d"]
     assert torch.allclose(found, torch.from_numpy(joints).float().reshape(-1, 6, 17, 2))
-    with pytest.raises(ValueError, match="none of this clip in converted_skeletons"):
+    with pytest.raises(ValueError, match="none of this clip in the skeletons given"):
         skeleton(pd.Series({"clip_id": "b"}))
 
 
@@ -99,3 +99,24 @@ def test_an_unknown_setting_of_a_builder_lists_the_valid_ones(tmp_path):
 def test_missing_annotations_say_where_to_get_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="meta_records.json does not exist; get it from https://"):
         prepare_data(opened("egoexo_fitness", tmp_path), {}, 0.0, "")
+
+
+def test_another_file_of_skeletons_is_never_taken_for_the_first(tmp_path):
+    stage, clip = opened("own_videos", tmp_path), pd.Series({"clip_id": "a"})
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        joints = np.full((6, 17, 2), 10.0 * number, np.float32)
+        np.savez(tmp_path / str(number) / "a.npz", keypoint=joints, size=np.array([100, 90]))
+    first, second = (given_skeletons(stage, str(tmp_path / str(number))) for number in (1, 2))
+    assert first(clip)["exo_joints_2d"].max() == 10 and second(clip)["exo_joints_2d"].max() == 20
+    assert repr(first) != repr(second) and first.stamp(clip) != second.stamp(clip)
+
+
+def test_given_zeros_are_no_skeleton(tmp_path):
+    stage, clip = opened("own_videos", tmp_path), pd.Series({"clip_id": "a"})
+    write_tensors(tmp_path / "own/a.safetensors", {"exo_joints_2d": torch.zeros(6, 17, 2)})
+    with pytest.raises(ValueError, match="zeros alone: nobody was found"):
+        given_skeletons(stage, str(tmp_path / "own"))(clip)
+    np.savez(tmp_path / "a.npz", keypoint=np.zeros((6, 17, 2), np.float32), size=np.array([100, 90]))
+    with pytest.raises(ValueError, match="zeros alone: nobody was found"):
+        given_skeletons(stage, str(tmp_path))(clip)

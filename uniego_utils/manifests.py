@@ -300,14 +300,13 @@ class Manifest:
 
     def path(self, row: int, column: str) -> Path:
         """Where the file named in `column` of clip number `row` lies."""
-        return _place(self.rows[column].iloc[row], self.root, self.folder)
+        name, folder = self.rows[column].iloc[row], self.folder or self.root
+        return find_file(name, *((folder, self.root) if column.endswith("skeleton") else (self.root, folder)))
 
 
-def _place(name: str, root: Path, folder: Path | None) -> Path:
-    """The file `name` below `root`, or below `folder` if it is only there."""
-    if folder is not None and not (root / name).exists() and (folder / name).exists():
-        return folder / name
-    return root / name
+def find_file(name: str, first: Path, second: Path) -> Path:
+    """The file or folder `name` below `second` if it is only there, else below `first`."""
+    return second / name if not (first / name).exists() and (second / name).exists() else first / name
 
 
 def load_manifest(
@@ -354,18 +353,18 @@ def load_manifest(
     _refuse(path, rows, ~(rows["end_s"] > rows["start_s"]), "end_s", "an empty time span")
     for column in [name for name in rows if name.endswith(("_video", "_depth", "skeleton"))]:
         given = rows[column].dropna()
-        empty = {name for name in set(given) if not _has_content(_place(name, root, path.parent))}
+        places = (path.parent, root) if column.endswith("skeleton") else (root, path.parent)
+        empty = {name for name in set(given) if not _has_content(find_file(name, *places))}
         bad = [row for row, name in given.items() if name in empty]
         _refuse(path, rows, rows.index.isin(bad), column, f"a missing or empty file below {root}")
     for column in [name for name in rows if name.endswith("_bytes")]:
         videos = rows[column.replace("_bytes", "_video")]
-        sizes = {
-            name: _place(name, root, path.parent).stat().st_size
-            for name in videos[rows[column].notna()].unique()
-        }
-        changed = rows[column].notna() & (videos.map(sizes) != rows[column])
+        files = {name: root / name for name in videos[rows[column].notna()].unique()}
+        sizes = {name: file.stat().st_size for name, file in files.items() if file.is_file()}
+        changed = videos.isin(sizes) & (videos.map(sizes) != rows[column])  # folders: 00 looks again
         _refuse(path, rows, changed, column, "a video that has changed since notebook 00 looked at it")
-    more = [name for name in rows if name.endswith(("_bytes", "_depth", "_fps", "_rotate", "skeleton"))]
+    kinds = ("_bytes", "_depth", "_fps", "_rotate", "skeleton", "skeleton_digest")
+    more = [name for name in rows if name.endswith(kinds)]
     identity = rows[[*REQUIRED_COLUMNS, *more]].to_csv(index=False)
     return Manifest(path.stem, rows, tuple(classes), root, digest(identity.encode()), path.parent)
 

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from uniego_utils.manifests import Manifest
-from uniego_utils.runs import read_notes
+from uniego_utils.runs import digest, read_notes
 from uniego_utils.skeletons import MAX_EMPTY, layout_of, skeleton_file, write_skeleton
 from uniego_utils.video import frame_indices, open_clip, sample_times
 from uniego_utils.weights import find_weights, from_hub, load_transformers
@@ -163,7 +163,7 @@ def estimate(
 ) -> pd.DataFrame:
     """Estimate the skeletons of all clips from a view's video, `<folder>/<clip_id>.safetensors`.
 
-    Interrupted, it goes on where it was: files made from the same clip with the same settings are kept.
+    Interrupted, it goes on where it was: files made of the same video, span, weights and settings are kept.
 
     Args:
         weights: see `load_estimator`.
@@ -173,19 +173,18 @@ def estimate(
         `write_skeleton`: `frames, persons, empty_frames, guessed, reason`.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_estimator`; or a file made from another clip or with other
-            settings.
+        FileNotFoundError, ValueError: see `load_estimator`.
         VideoError: a video that is damaged or too short.
     """
-    estimator, rows = None, []
+    estimator, rows, models = None, [], _models(settings, weights)
     clips = tqdm(range(len(manifest)), f"pose {manifest.split} {view}", disable=not progress, leave=False)
     for row in clips:
         clip_id = manifest.rows["clip_id"].iloc[row]
         name = skeleton_file(clip_id)
-        path, made = Path(folder) / name, _made(manifest, row, view, settings)
-        if path.is_file():
-            record = _read_record(path, made)
-        else:
+        path, made = Path(folder) / name, _made(manifest, row, view, settings, models)
+        record = _read_record(path, made)
+        if record is None:
+            path.unlink(missing_ok=True)  # of another clip, video or settings
             estimator = estimator or load_estimator(settings, weights, torch.device(device))
             joints, scores, size = _clip_joints(estimator, manifest, row, view, settings)
             record = write_skeleton(
@@ -195,22 +194,33 @@ def estimate(
     return pd.DataFrame(rows)
 
 
-def _made(manifest: Manifest, row: int, view: str, settings: Settings) -> str:
+def _models(settings: Settings, weights: str) -> dict[str, str]:
+    """Which weights both models have; those of the hub by their names alone."""
+    local = {name: find_weights(name, weights) for name in (settings.detector, settings.estimator)}
+    return {name: _digest_of(folder) for name, folder in local.items()}
+
+
+def _digest_of(folder: Path | None) -> str:
+    if folder is None:
+        return "hub"
+    file = folder / FILES[1]
+    return digest(file) if file.is_file() else ""  # loading them will say what is wrong
+
+
+def _made(manifest: Manifest, row: int, view: str, settings: Settings, models: dict[str, str]) -> str:
     """What a clip's skeleton depends on, as JSON."""
+    video = manifest.path(row, f"{view}_video").stat()
     told = manifest.rows.iloc[row]
     columns = (f"{view}_video", f"{view}_fps", f"{view}_rotate", "start_s", "end_s")
     how = {key: value for key, value in asdict(settings).items() if key != "frames_per_pass"}
-    return json.dumps({name: str(told[name]) for name in columns if name in told} | how)
+    stamp = {"bytes": video.st_size, "mtime": video.st_mtime_ns}
+    return json.dumps({name: str(told[name]) for name in columns if name in told} | how | models | stamp)
 
 
-def _read_record(path: Path, made: str) -> dict[str, object]:
-    notes = read_notes(path)
-    if notes.get("made") != made:
-        raise ValueError(
-            f"{path} was made from another clip or with other settings ({notes.get('made')}, now {made}); "
-            f"delete its folder to estimate anew"
-        )
-    return {name: kind(notes[name]) for name, kind in RECORD.items()}
+def _read_record(path: Path, made: str) -> dict[str, object] | None:
+    """What was recorded of a skeleton; None if it is not there, or of another clip or other settings."""
+    notes = read_notes(path) if path.is_file() else {}
+    return {name: kind(notes[name]) for name, kind in RECORD.items()} if notes.get("made") == made else None
 
 
 def _clip_joints(

@@ -1,7 +1,7 @@
 """Notebook 00's work: clips generated or found on disk, their skeletons, and manifests of those usable."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,17 @@ from torch import Tensor
 
 from uniego_utils import mocap, pose
 from uniego_utils.datasets import BUILDERS, Summary, write_manifests
-from uniego_utils.manifests import CARDS, CLASSES_FILE, Manifest, from_mapping, merged
-from uniego_utils.runs import read_json, read_tensors
-from uniego_utils.skeletons import Layout, convert_npz, convert_pyskl, layout_of, read_joints, skeleton_file
+from uniego_utils.manifests import CARDS, CLASSES_FILE, Manifest, from_mapping, load_card, merged
+from uniego_utils.runs import digest, read_json, read_tensors
+from uniego_utils.skeletons import (
+    Layout,
+    convert_npz,
+    convert_pyskl,
+    layout_of,
+    read_joints,
+    skeleton_fault,
+    skeleton_file,
+)
 from uniego_utils.stage import Stage, project_path
 from uniego_utils.teachers import plan
 
@@ -23,16 +31,30 @@ WITH_SKELETON = ("train", "val")  # splits that teachers see; test clips are the
 
 @dataclass(frozen=True)
 class GivenSkeletons:
-    """Skeleton files that somebody made, one a clip, named by it."""
+    """Skeleton files that somebody made, one a clip, named by it; `faults` says why some clips have none."""
 
     folder: Path
+    layout: str
+    faults: Mapping[str, str] = field(default_factory=dict, repr=False)  # clip_id -> reason
 
     def __call__(self, clip: pd.Series) -> dict[str, Tensor]:
-        """The tensors of a clip's file. Raises ValueError if there is none."""
-        path = self.folder / skeleton_file(clip["clip_id"])
+        """The tensors of a clip's file. Raises ValueError if there is none, or none that can be used."""
+        path = self._path(clip)
+        if fault := self.faults.get(clip["clip_id"]):
+            raise ValueError(fault)
         if not path.is_file():
-            raise ValueError(f"none of this clip in {self.folder.name}")
+            raise ValueError("none of this clip in the skeletons given")
+        if fault := skeleton_fault(path, layout_of(self.layout)):
+            raise ValueError(fault)
         return read_tensors(path)
+
+    def stamp(self, clip: pd.Series) -> str:
+        """What tells a clip's file from another that takes its place."""
+        path = self._path(clip)
+        return digest(path) if path.is_file() else ""
+
+    def _path(self, clip: pd.Series) -> Path:
+        return self.folder / skeleton_file(clip["clip_id"])
 
 
 def prepare_data(
@@ -64,7 +86,8 @@ def prepare_data(
         raise ValueError(f"{stage.card.name}: unknown builder {stage.card.builder!r}; choose one of {known}")
     builder = BUILDERS[stage.card.builder]
     settings = from_mapping(builder.Settings, content, where)
-    annotated = builder.annotated(stage.data_root, settings, stage.card.classes)
+    named = load_card(stage.card.name).classes  # not those that an earlier run found
+    annotated = builder.annotated(stage.data_root, settings, named)
     needs = skeleton_columns(stage)
     if skeletons and "skeleton" in needs:
         annotated = replace(annotated, skeleton=given_skeletons(stage, skeletons))
@@ -106,19 +129,23 @@ def joints_in_picture(stage: Stage, manifest: Manifest, row: int) -> tuple[Tenso
 
 def given_skeletons(stage: Stage, skeletons: str) -> GivenSkeletons:
     """Skeletons from a file or folder that somebody made, converted to the suite's format."""
-    place, converted = project_path(skeletons), stage.data / "converted_skeletons"
+    place, layout = project_path(skeletons), stage.card.skeleton
+    arrays = [place] if place.is_file() else sorted(place.glob("*.npz"))
+    if not arrays:
+        if not any(place.glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"skeletons={skeletons!r} is no pickle and no folder of .npz or .safetensors files "
+                f"named by clip"
+            )
+        return GivenSkeletons(place, layout)
+    content = digest("".join(digest(path) for path in arrays).encode())[:12]
+    converted = stage.data / "converted_skeletons" / content  # never those of another file
     if place.is_file():
-        convert_pyskl(place, stage.card.skeleton, converted)
-        return GivenSkeletons(converted)
-    arrays = sorted(place.glob("*.npz"))
-    if arrays:
-        convert_npz(arrays, stage.card.skeleton, converted)
-        return GivenSkeletons(converted)
-    if not any(place.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"skeletons={skeletons!r} is no pickle and no folder of .npz or .safetensors files named by clip"
-        )
-    return GivenSkeletons(place)
+        table = convert_pyskl(place, layout, converted)
+    else:
+        table = convert_npz(arrays, layout, converted)
+    faulty = table[table["reason"] != ""]
+    return GivenSkeletons(converted, layout, dict(zip(faulty["clip_id"], faulty["reason"], strict=True)))
 
 
 def _estimator(stage: Stage, column: str, layout: str | None) -> Callable[[Manifest], pd.DataFrame]:

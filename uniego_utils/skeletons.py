@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from uniego_utils import mocap
@@ -175,6 +176,18 @@ def read_skeleton(path: Path, name: str, layout: Layout) -> Skeleton:
         joints, scores = joints[None], None if scores is None else scores[None]
     there = joints.flatten(1).any(1)
     return Skeleton(joints[there], None if scores is None else scores[there], tensors.get("size"))
+
+
+def skeleton_fault(path: Path, layout: Layout) -> str | None:
+    """Why a skeleton file cannot be used, in words; None: it can."""
+    try:
+        tensors = read_tensors(path)
+    except (SafetensorError, OSError):
+        return "damaged file"
+    joints = [value for name, value in tensors.items() if name == "joints_3d" or name.endswith("_joints_2d")]
+    if not joints:
+        return "no joints in the file"
+    return next((fault for value in joints if (fault := _fault(value.float(), layout))), None)
 
 
 def _scores_of(name: str) -> str:

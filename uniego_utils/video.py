@@ -5,9 +5,9 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-import decord
 import numpy as np
 import torch
 from PIL import Image
@@ -17,6 +17,10 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
 from uniego_utils.manifests import Manifest, VideoCard
+
+# isort: split
+# After torch, and nowhere else: decord brings NVBLAS, which would take over torch's BLAS calls and crash.
+import decord
 
 SPAN_TOLERANCE_S = 0.5  # a video may end this much before its annotation does (rounding, last frame)
 PICTURE = re.compile(r"(\d+)\.(?:jpe?g|png)$", re.IGNORECASE)  # one frame of a folder, by its number
@@ -44,7 +48,10 @@ class Video:
     def read(self, indices: list[int]) -> np.ndarray:
         """Frames at `indices` as (T, H, W, 3) uint8. Raises VideoError where the file is damaged there."""
         if isinstance(self.source, list):
-            frames = np.stack([_read_picture(self.source[index]) for index in indices])
+            pictures = [_read_picture(self.source[index]) for index in indices]
+            if len({picture.shape for picture in pictures}) > 1:
+                raise VideoError(f"{self.path} holds pictures of different sizes; fetch the folder again")
+            frames = np.stack(pictures)
         else:
             frames = _read_batch(self.source, indices, self.path)
         return np.ascontiguousarray(np.rot90(frames, -self.rotate // 90, (1, 2))) if self.rotate else frames
@@ -111,8 +118,9 @@ def list_pictures(folder: Path) -> tuple[list[Path], int | None]:
         if match := PICTURE.search(name):
             numbered[int(match[1])] = folder / name
     numbers = sorted(numbered)
-    absent = set(range(min(1, numbers[0]), numbers[-1])) - numbered.keys() if numbers else ()
-    return [numbered[number] for number in numbers], min(absent, default=None)
+    before = [min([1, *numbers[:1]]) - 1, *numbers]
+    absent = next((a + 1 for a, b in pairwise(before) if b != a + 1), None)
+    return [numbered[number] for number in numbers], absent
 
 
 def _open_pictures(folder: Path, fps: float | None, rotate: int) -> Video:

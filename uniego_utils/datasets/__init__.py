@@ -15,8 +15,9 @@ from uniego_utils.datasets import assembly101, egoexo4d, egoexo_fitness
 from uniego_utils.datasets import folder as own_videos
 from uniego_utils.datasets.annotated import SPLITS, Annotated
 from uniego_utils.inventory import ABSENT, inspect_videos
-from uniego_utils.manifests import CLASSES_FILE, MAX_LISTED, Card, Manifest
+from uniego_utils.manifests import CLASSES_FILE, MAX_LISTED, Card, Manifest, find_file
 from uniego_utils.runs import digest, read_notes, write_json, write_tensors, written_whole
+from uniego_utils.skeletons import layout_of, skeleton_fault
 from uniego_utils.video import SPAN_TOLERANCE_S
 
 BUILDERS = {
@@ -25,6 +26,8 @@ BUILDERS = {
     "egoexo4d": egoexo4d,
     "folder": own_videos,
 }
+UNTRAINED = "class without training clips"
+BY_RULE = (UNTRAINED, "step outside the labels")  # reasons that no file could cure: told, but not refused
 FPS_TOLERANCE = 0.005  # relative; lets 29.97 pass for 30
 
 # The usable clips of a split -> a row a clip: `clip_id`, `skeleton` (file within `<column>s`; "" if there is
@@ -70,7 +73,7 @@ def write_manifests(
         estimators: for each column of skeletons that are not published, what makes them.
 
     Raises:
-        ValueError: more is missing than allowed, a split has no clips, or a class clips but none to train on.
+        ValueError: more is missing than allowed, or a split has no clips.
     """
     folder = Path(folder)
     clips = annotated.clips.reset_index(drop=True)
@@ -93,20 +96,22 @@ def write_manifests(
         for clip in clips.to_dict("records")
     ]
     segments, unusable = _usable_segments(annotated, videos)
+    clips = _without_untrained(clips)
     _report(card, clips, annotated, unusable, allow_missing, folder)  # before hours go into skeletons
     if annotated.skeleton is not None:
         clips = _with_skeletons(clips, annotated, folder, splits_with_skeleton, progress)
     for column, estimate in (estimators or {}).items():
         for split in splits_with_skeleton:
             clips = _with_estimates(clips, annotated, root, folder, split, column, estimate)
+    clips = _without_untrained(clips)
     reasons = _report(card, clips, annotated, unusable, allow_missing, folder)
     usable = clips[clips["reason"].isna()].drop(columns="reason")
-    for (
-        view
-    ) in card.views:  # so that a file that changes afterwards is noticed; folders have no size of their own
-        sizes = {path: row["bytes"] for path, row in videos.items() if not (Path(root) / path).is_dir()}
+    sizes = {path: row["bytes"] for path, row in videos.items()}
+    for view in card.views:  # so that a file that changes afterwards is noticed
         usable[f"{view}_bytes"] = usable[f"{view}_video"].map(sizes).astype("Int64")
-    _require_all(card, annotated, usable, folder)
+    for column in [name for name in usable if name.endswith("skeleton")]:
+        usable[f"{column}_digest"] = [_content(name, root, folder) for name in usable[column]]
+    _require_all(card, usable, folder)
     for split in SPLITS:
         rows = usable[usable["split"] == split].drop(columns="split").dropna(axis=1, how="all")
         _write_csv(folder / f"{split}.csv", rows.reindex(columns=_ordered(rows)))
@@ -117,14 +122,28 @@ def write_manifests(
     return Summary(_counts(clips, usable, annotated.published), reasons, annotated.inferred, absent)
 
 
+def _content(name: str | float, root: Path, folder: Path) -> str | float:
+    """The digest of a skeleton file, which is small: another skeleton is another manifest."""
+    return name if pd.isna(name) else digest(find_file(name, Path(folder), Path(root)))[:12]
+
+
+def _without_untrained(clips: pd.DataFrame) -> pd.DataFrame:
+    """Clips of classes that have no usable training clip get a reason: nothing could name them."""
+    usable = clips["reason"].isna()
+    trained = clips.loc[usable & (clips["split"] == "train"), "label"].unique()
+    untrained = usable & ~clips["label"].isin(trained)
+    return clips.assign(reason=clips["reason"].astype(object).mask(untrained, UNTRAINED))
+
+
 def _end(clip: Mapping, views: tuple[str, ...], videos: Mapping[str, dict]) -> float:
     """The end of a clip that lasts as long as its videos; NaN where one cannot be read."""
     ends = []
     for view in views:
-        video = videos.get(clip[f"{view}_video"], {})
+        video = videos.get(clip[f"{view}_video"])
+        if video is None or video["fault"] is not None:
+            return np.nan
         rate = clip.get(f"{view}_fps", np.nan)
-        folder_of_pictures = video and pd.isna(video["seconds"])
-        ends.append(video["frames"] / rate if folder_of_pictures else video.get("seconds", np.nan))
+        ends.append(video["frames"] / rate if pd.isna(video["seconds"]) else video["seconds"])
     return np.nan if any(pd.isna(end) for end in ends) else min(ends)
 
 
@@ -143,8 +162,10 @@ def _reason(
     if not clip["end_s"] - clip["start_s"] >= annotated.min_seconds or clip["start_s"] < 0:
         return f"shorter than {annotated.min_seconds} s"
     skeleton = clip.get("skeleton", np.nan)
-    if not pd.isna(skeleton) and not (Path(root) / skeleton).is_file():
-        return "no skeleton: file absent"
+    if not pd.isna(skeleton):
+        path = Path(root) / skeleton
+        fault = skeleton_fault(path, layout_of(card.skeleton)) if path.is_file() else "file absent"
+        return f"no skeleton: {fault}" if fault else np.nan
     return np.nan
 
 
@@ -181,7 +202,8 @@ def _with_skeletons(
         wanted.iterrows(), "skeletons", len(wanted), disable=not progress or wanted.empty, leave=False
     ):
         name = f"skeletons/{clip['clip_id']}.safetensors"
-        origin = digest([clip["take"], clip["start_s"], clip["end_s"], repr(annotated.skeleton)])
+        source = [repr(annotated.skeleton), annotated.skeleton.stamp(clip)]
+        origin = digest([clip["take"], clip["start_s"], clip["end_s"], *source])
         path = folder / name
         try:
             if not path.is_file() or read_notes(path).get("made_from") != origin:
@@ -251,7 +273,8 @@ def _report(
     reasons = missing.groupby(["split", "reason"]).size().rename("clips").reset_index()
     reasons = reasons.sort_values("clips", ascending=False, ignore_index=True)
     _write_csv(folder / "reasons.csv", reasons)
-    shares = [clips["reason"].notna().mean()]
+    by_rule = clips["reason"].fillna("").str.startswith(BY_RULE)  # nobody can fetch what is not there
+    shares = [(clips["reason"].notna() & ~by_rule).mean()]
     if annotated.segments is not None:
         shares.append(len(unusable) / annotated.segments.groupby(["level", "video_id"]).ngroups)
     if max(shares) > allowed:
@@ -281,19 +304,12 @@ def _refusal(
     )
 
 
-def _require_all(card: Card, annotated: Annotated, usable: pd.DataFrame, folder: Path) -> None:
-    """Every split has clips, and every class that is asked for has training clips, or an error."""
+def _require_all(card: Card, usable: pd.DataFrame, folder: Path) -> None:
+    """Every split has clips, or an error."""
     if empty := [split for split in SPLITS if not (usable["split"] == split).any()]:
         raise ValueError(
             f"{card.name}: no usable clips in {', '.join(empty)}; see {folder / 'reasons.csv'} and the "
             f"settings val_share and test_share of its builder"
-        )
-    trained = set(usable.loc[usable["split"] == "train", "label"])
-    if untrained := sorted(set(usable["label"]) - trained):
-        raise ValueError(
-            f"{card.name}: clips but no training clip of {len(untrained)} of {len(annotated.classes)} "
-            f"classes ({', '.join(untrained[:MAX_LISTED])}); fetch their files (see "
-            f"{folder / 'missing.csv'}) or take them off the card's classes"
         )
 
 

@@ -44,6 +44,7 @@ MODULES = {
         skego_clip,
     )
 }
+SPEED = ("frames_per_pass",)  # settings that change nothing but speed
 UNSEEN = ("label", "licence", "settings")  # fields of a teacher's card that do not change its features
 
 
@@ -137,6 +138,7 @@ def fingerprint(job: Job, model: nn.Module) -> dict:
         "teacher": job.key,
         **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
         **MODULES[job.teacher.model].notes(job),
+        "settings": {name: value for name, value in asdict(job.settings).items() if name not in SPEED},
         "span_s": job.preset.video.span_s,
         "weights": state_digest(model),
         **{library: metadata.version(library) for library in FEATURE_PACKAGES},
