@@ -191,8 +191,11 @@ def sample_times(
 
 
 def frame_indices(times: np.ndarray, fps: float, frames: int) -> list[int]:
-    """Numbers of the frames on screen at `times` seconds, at most the last one."""
-    return np.clip(np.floor(times * fps + 1e-6), 0, frames - 1).astype(int).tolist()
+    """Numbers of the frames on screen at `times` seconds, at most the last one.
+
+    A time that is a frame's beginning but for rounding (manifests keep microseconds) is that frame's.
+    """
+    return np.clip(np.floor(times * fps + 1e-4), 0, frames - 1).astype(int).tolist()
 
 
 def prepare(frames: Tensor, video: VideoCard, random: np.random.Generator | None) -> Tensor:
