@@ -209,6 +209,10 @@ def test_weights_of_another_model_are_refused_by_name(weights):
     path = weights / f"{DINO}.safetensors"
     with pytest.raises(ValueError, match=rf"{path.name} does not fit {SIGLIP}: .*missing \(first attn_pool"):
         foundation.build(make_job(small(SIGLIP, 56), 1152, path))
+    with pytest.raises(ValueError, match=r"its patches are of \(16, 16\) pixels, not \(14, 14\)"):
+        foundation.build(
+            make_job(small(DINO, 56), 1024, weights / f"{CLIP.replace('_quickgelu', '')}.safetensors")
+        )
     deeper = dataclasses.replace(small(DINO, 56), model_args={"depth": 2})
     with pytest.raises(ValueError, match=r"missing \(first blocks\.1\."):
         foundation.build(make_job(deeper, 1024, weights))
@@ -317,6 +321,11 @@ def bend_entry(folder: Path) -> None:
     )
 
 
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 def pickle_alone(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -329,6 +338,7 @@ def pickle_alone(folder: Path) -> None:
         (spoil_statistics, r"image_mean is \[0.5, 0.5, 0.5\], not ImageNet's"),
         (lose_entry, r"1 missing keys \(first backbone.layernorm.bias"),
         (bend_entry, "1 mismatched keys .*backbone.layernorm.bias"),
+        (cut_short, "model.safetensors is damaged .*; download it again"),
         (pickle_alone, "should be a folder .*model.safetensors"),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from trees import build_folder
 
 from uniego_utils.manifests import CARDS, Manifest, load_card
 from uniego_utils.preparation import (
@@ -120,3 +121,16 @@ def test_given_zeros_are_no_skeleton(tmp_path):
     np.savez(tmp_path / "a.npz", keypoint=np.zeros((6, 17, 2), np.float32), size=np.array([100, 90]))
     with pytest.raises(ValueError, match="zeros alone: nobody was found"):
         given_skeletons(stage, str(tmp_path))(clip)
+
+
+def test_clips_whose_table_names_no_skeleton_are_told(tmp_path):
+    build_folder(tmp_path)
+    table = pd.read_csv(tmp_path / "labels.csv")
+    write_tensors(tmp_path / "a.safetensors", {"exo_joints_2d": torch.ones(6, 17, 2)})
+    write_tensors(tmp_path / "zeros.safetensors", {"exo_joints_2d": torch.zeros(6, 17, 2)})
+    names = ["", "zeros.safetensors", "gone.safetensors"] + ["a.safetensors"] * (len(table) - 3)
+    table.assign(skeleton=names, split="train").to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(ValueError, match="3 of 36 clips cannot be used") as told:
+        prepare_data(opened("own_videos", tmp_path), {}, 0.0, "")
+    for reason in ("none named", "zeros alone: nobody was found", "file absent"):
+        assert f"1 x no skeleton: {reason}" in str(told.value)

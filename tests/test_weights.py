@@ -173,6 +173,7 @@ def test_a_fitting_state_is_loaded():
     [
         ({"a.bias": None}, r"1 missing \(first a.bias\)"),
         ({"b.bias": torch.ones(1)}, r"1 unexpected \(first b.bias\)"),
+        ({"a.bias": torch.tensor([0.0, torch.nan])}, r"1 with values that are not finite \(first a.bias\)"),
         ({"a.bias": torch.ones(3)}, r"1 of another shape \(first a.bias, \(3,\) instead of \(2,\)"),
     ],
 )

@@ -1,6 +1,6 @@
 """Notebook 00's work: clips generated or found on disk, their skeletons, and manifests of those usable."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,9 @@ def prepare_data(
     if skeletons and "skeleton" in needs:
         annotated = replace(annotated, skeleton=given_skeletons(stage, skeletons))
     published = {"skeleton"} if annotated.skeleton is not None else set()
-    published |= {column for column in needs if column in annotated.clips}
+    listed = {column for column in needs if column in annotated.clips}
+    annotated = replace(annotated, clips=_told_of_blanks(annotated.clips, listed - published))
+    published |= listed
     summary = write_manifests(
         stage.card,
         annotated,
@@ -104,6 +106,14 @@ def prepare_data(
     )
     classes = tuple(read_json(stage.data / CLASSES_FILE))
     return replace(stage, card=replace(stage.card, classes=classes)), summary
+
+
+def _told_of_blanks(clips: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Clips that teachers see but whose table names no skeleton get a reason."""
+    for column in columns:
+        blank = clips[column].isna() & clips["split"].isin(WITH_SKELETON) & clips["reason"].isna()
+        clips = clips.assign(reason=clips["reason"].astype(object).mask(blank, "no skeleton: none named"))
+    return clips
 
 
 def skeleton_columns(stage: Stage) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ and a clip without any gets no file: zeros never stand for a skeleton.
 import codecs
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -376,7 +377,7 @@ def convert_npz(
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is no npz of plain arrays ({error}); export it again") from None
         if "keypoint" not in arrays:
             raise ValueError(f"{path} has no array `keypoint`, only {', '.join(arrays)}; export it again")

@@ -166,6 +166,8 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str
         first = other[0]
         shapes = f"{tuple(state[first].shape)} instead of {tuple(own[first].shape)}"
         problems.append(f"{len(other)} of another shape (first {first}, {shapes})")
+    if broken := [entry for entry, value in state.items() if not value.isfinite().all()]:
+        problems.append(f"{len(broken)} with values that are not finite (first {broken[0]})")
     if problems:
         raise ValueError(f"{path} does not fit {name}: {'; '.join(problems)}; give the weights of that model")
     model.load_state_dict(state)
@@ -195,14 +197,17 @@ def load_transformers(
     model_type = read_json(folder / "config.json").get("model_type")
     if model_type != kind.config_class.model_type:
         raise ValueError(f"{folder} does not fit {name}: its config.json is of a {model_type!r} model")
-    model, report = kind.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # they are reported, and refused below
-        output_loading_info=True,
-    )
+    try:
+        model, report = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{folder / CHECKPOINTS[0]} is damaged ({error}); download it again") from None
     for problem in ("missing_keys", "mismatched_keys"):
         if entries := sorted(map(str, report[problem])):
             raise ValueError(

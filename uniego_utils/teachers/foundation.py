@@ -142,8 +142,15 @@ def build(job: Job) -> VisionTransformer:
             f"{job.teacher.width}; change one of them"
         )
     place = locate_weights(model.pretrained_cfg["hf_hub_id"], job.weights, settings.revision)
+    given, patches = read_weights(place), "patch_embed.proj.weight"
+    own = model.state_dict()[patches].shape
+    if patches in given and given[patches].shape[2:] != own[2:]:  # timm would resample them
+        raise ValueError(
+            f"{place} does not fit {settings.name}: its patches are of {tuple(given[patches].shape[2:])} "
+            f"pixels, not {tuple(own[2:])}; give the weights of that model"
+        )
     # the filter knows the official releases' layouts, and resizes position embeddings to the model's
-    state = checkpoint_filter_fn(read_weights(place), model)
+    state = checkpoint_filter_fn(given, model)
     if model.num_classes == 0:
         state = {entry: value for entry, value in state.items() if not entry.startswith("head.")}
     load_exactly(model, state, place, settings.name)

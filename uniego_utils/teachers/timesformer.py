@@ -6,6 +6,7 @@ Kinetics-400 weights (inferred); on the embedded benchmark it is as small as the
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from uniego_utils.backbones.timesformer import (
@@ -87,7 +88,9 @@ def clips(job: Job, manifest: Manifest) -> EvaluationClips:
 
 def encode(model: TimeSformer, clips: Tensor, job: Job) -> Tensor:
     """Clips (B, 3, T, S, S) -> class-token features (B, width)."""
-    return model(clips)[0]
+    device = clips.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=job.settings.train.bf16 and device == "cuda"):
+        return model(clips)[0]
 
 
 def notes(job: Job) -> dict[str, str]:
