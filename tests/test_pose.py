@@ -141,6 +141,11 @@ def test_nobody_gets_no_file(weights, manifest, tmp_path: Path):
     table = pose.estimate(manifest, "exo", tmp_path, settings, weights, progress=False)
     assert table["reason"].str.contains("nobody").all() and (table["empty_frames"] == 5).all()
     assert (table["skeleton"] == "").all() and not list(tmp_path.rglob("*.safetensors"))
+    told = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert pose.estimate(manifest, "exo", tmp_path, settings, weights, progress=False).equals(table)
+    assert len(told) == 2 and {path: path.stat().st_mtime_ns for path in told} == told  # not looked for again
+    found = pose.estimate(manifest, "exo", tmp_path, SETTINGS, weights, progress=False)
+    assert (found["reason"] == "").all()
 
 
 # --- refusals

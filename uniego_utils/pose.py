@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from uniego_utils.manifests import Manifest
-from uniego_utils.runs import digest, read_notes
+from uniego_utils.runs import digest, read_json, read_notes, write_json
 from uniego_utils.skeletons import MAX_EMPTY, layout_of, skeleton_file, write_skeleton
 from uniego_utils.video import frame_indices, open_clip, sample_times
 from uniego_utils.weights import find_weights, from_hub, load_transformers
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LAYOUT = "coco-17"
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+NOBODY = ".nobody.json"  # what is kept of a clip without a skeleton
 MIN_SIDE = 2.0  # pixels; smaller boxes hold nobody
 RECORD = {"frames": int, "persons": int, "empty_frames": int, "guessed": float, "reason": str}
 
@@ -190,6 +191,8 @@ def estimate(
             record = write_skeleton(
                 path, layout_of(LAYOUT), joints, scores, size, view, settings.max_empty, {"made": made}
             )
+            if record["reason"]:  # remembered too: looking again would find nobody again
+                write_json(path.with_suffix(NOBODY), {**record, "made": made})
         rows.append({"clip_id": clip_id, "skeleton": "" if record["reason"] else str(name), **record})
     return pd.DataFrame(rows)
 
@@ -218,8 +221,12 @@ def _made(manifest: Manifest, row: int, view: str, settings: Settings, models: d
 
 
 def _read_record(path: Path, made: str) -> dict[str, object] | None:
-    """What was recorded of a skeleton; None if it is not there, or of another clip or other settings."""
-    notes = read_notes(path) if path.is_file() else {}
+    """What was recorded of a clip; None if nothing was, or of another video or with other settings."""
+    if path.is_file():
+        notes = read_notes(path)
+    else:
+        empty = path.with_suffix(NOBODY)
+        notes = read_json(empty) if empty.is_file() else {}
     return {name: kind(notes[name]) for name, kind in RECORD.items()} if notes.get("made") == made else None
 
 
