@@ -137,7 +137,6 @@ class Crops(ClipDataset):
 
 def train(model: TimeSformer, job: Job, manifest: Manifest) -> list[dict]:
     """Fit with cross-entropy; the history, a record an epoch."""
-    timesformer.take_start(model, job)
     return timesformer.train_on(Crops(job, manifest), model, job)
 
 

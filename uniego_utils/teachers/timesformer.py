@@ -56,6 +56,7 @@ def spans(job: Job, manifest: Manifest) -> ClipDataset:
 def train_on(dataset: ClipDataset, model: TimeSformer, job: Job) -> list[dict]:
     """Fit with cross-entropy; the history, a record an epoch."""
     config: TrainConfig = job.settings.train
+    take_start(model, job)
     if job.preset.video.cache:
         dataset.preload(job.progress)
     learner = Learner(model, Classification(config.label_smoothing))
@@ -77,7 +78,6 @@ def take_start(model: TimeSformer, job: Job) -> None:
 
 def train(model: TimeSformer, job: Job, manifest: Manifest) -> list[dict]:
     """Fit with cross-entropy; the history, a record an epoch."""
-    take_start(model, job)
     return train_on(spans(job, manifest), model, job)
 
 
