@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from uniego_utils.manifests import MethodCard
 from uniego_utils.objectives import (
     Classification,
-    SelectiveDistillation,
+    ProxyDistillation,
     TeacherDistillation,
     cosine_distance,
+    drop_proxies,
+    shares,
 )
 from uniego_utils.recipes import PAPER, RECIPES, RELEASED, recipe_called
 
@@ -122,11 +124,11 @@ def proxies():
     return seeded(N, R, D, seed=2), 2 * seeded(N, R, C, seed=3) + 2 * F.one_hot(LABELS, C)[:, None]
 
 
-def selective(method=METHOD, recipe=PAPER, selected=SELECTED, **changed):
+def selective(method=METHOD, recipe=PAPER, selected=SELECTED, drop=0.0, **changed):
     features, logits = proxies()
     torch.manual_seed(0)  # the projection, where the recipe has one
-    arguments = dict(features=features, logits=logits, selected=selected, labels=LABELS) | changed
-    return SelectiveDistillation(**arguments, method=method, recipe=recipe)
+    arguments = dict(features=features, logits=logits, weights=shares(selected), labels=LABELS) | changed
+    return ProxyDistillation(**arguments, method=method, recipe=recipe, drop=drop)
 
 
 def slow_level_two(objective, features, logits, method, recipe, selected):
@@ -234,17 +236,75 @@ def test_selective_gradients_never_reach_the_proxies():
     [
         dict(features=torch.ones(N, R + 1, D)),
         dict(features=torch.ones(N - 1, R, D)),
-        dict(selected=SELECTED[:, :2]),
-        dict(selected=SELECTED.int()),
-        dict(selected=SELECTED.float()),
+        dict(weights=shares(SELECTED[:, :2])),
+        dict(weights=shares(SELECTED[:-1])),
         dict(labels=LABELS[:1]),
         dict(labels=LABELS[:-1]),
     ],
-    ids=["proxies", "clips", "selection", "int selection", "float selection", "one label", "fewer labels"],
+    ids=["proxies", "clips", "weights' proxies", "weights' clips", "one label", "fewer labels"],
 )
 def test_selective_distillation_refuses_what_does_not_belong_together(changed):
     with pytest.raises(ValueError, match="same clips"):
         selective(**changed)
+
+
+@pytest.mark.parametrize(
+    "row", [[0.5, 0.6, 0.0], [1.5, -0.5, 0.0], [0.2, 0.0, 0.0], [math.nan, 0.5, 0.5], [1.0, 1.0, 0.0]]
+)
+def test_refuses_weights_that_are_no_shares(row):
+    weights = shares(SELECTED)
+    weights[2] = torch.tensor(row)
+    with pytest.raises(ValueError, match="sum to 1"):
+        selective(weights=weights)
+
+
+def test_any_weights_average_the_single_proxies_losses():
+    weights = shares(torch.rand(N, R, generator=torch.Generator().manual_seed(5)))
+    features, logits = seeded(4, D), seeded(4, C, seed=1)
+    mixed = selective(weights=weights)(features, logits, BATCH)
+    parts = ("match_loss", "kl_loss")
+    expected = dict.fromkeys(parts, 0.0)
+    for i in range(4):  # a batch of one clip, one proxy at a time
+        one = {name: value[i : i + 1] for name, value in BATCH.items()}
+        for r in range(R):
+            only = F.one_hot(torch.full((N,), r), R).float()
+            losses = selective(weights=only)(features[i : i + 1], logits[i : i + 1], one)
+            for part in parts:
+                expected[part] += weights[ROWS[i], r].item() * losses[part].item() / 4
+    assert {part: mixed[part].item() for part in parts} == pytest.approx(expected, rel=1e-4)
+
+
+def test_proxies_that_watched_along_replace_the_stored_ones():
+    watched = {"proxy_features": seeded(4, R, D, seed=8), "proxy_logits": seeded(4, R, C, seed=9)}
+    features, logits = seeded(4, D), seeded(4, C, seed=1)
+    live = selective()(features, logits, BATCH | watched)
+    stored_features, stored_logits = (value.clone() for value in proxies())
+    stored_features[ROWS], stored_logits[ROWS] = watched["proxy_features"], watched["proxy_logits"]
+    stored = selective(features=stored_features, logits=stored_logits)(features, logits, BATCH)
+    for part in ("loss", "match_loss", "kl_loss"):
+        torch.testing.assert_close(live[part], stored[part])
+    assert live["loss"] != selective()(features, logits, BATCH)["loss"]
+
+
+def test_dropping_keeps_the_farthest_proxy_and_draws_the_others():
+    weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    losses = torch.tensor([[1.0, 3.0, 2.0], [9.0, 1.0, 2.0], [1.0, 2.0, 3.0], [5.0, 1.0, 7.0]])
+    torch.manual_seed(0)
+    drawn = torch.stack([drop_proxies(weights, losses, 0.5) for _ in range(400)])
+    assert (drawn[:, 0, 1] > 0).all() and (drawn[:, 1, 2] > 0).all()  # farthest of those with a weight
+    assert 0.4 < (drawn[:, 0, 0] > 0).float().mean() < 0.6
+    assert (drawn[:, 1, 0] == 0).all() and (drawn[:, 2] == 0).all() and (drawn[:, 3, 1] == 1).all()
+    assert set(drawn[:, :2].sum(2).flatten().round(decimals=5).tolist()) == {1.0}
+    assert torch.equal(drop_proxies(weights, losses, 0.0), weights)
+
+
+def test_proxies_are_dropped_in_training_alone():
+    objective = selective(selected=torch.ones_like(SELECTED), drop=0.9)
+    whole = selective(selected=torch.ones_like(SELECTED))(seeded(4, D), seeded(4, C), BATCH)["loss"]
+    torch.manual_seed(0)
+    assert objective(seeded(4, D), seeded(4, C), BATCH)["loss"] > whole  # the farthest stays
+    objective.eval()
+    assert objective(seeded(4, D), seeded(4, C), BATCH)["loss"] == whole
 
 
 @pytest.mark.parametrize("name", ["features", "logits"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from uniego_utils.spd import select_proxies
+from uniego_utils.spd import confidence_weights, random_proxies, select_proxies, top_of_each
 
 
 def logits_of(clips, proxies, classes, seed):
@@ -106,3 +106,45 @@ def test_refuses_a_clip_whose_proxies_are_all_not_finite(bad):
     logits[4] = bad
     with pytest.raises(ValueError, match=r"3 \(clip, proxy\).*\[4, 0\]"):
         select_proxies(logits, labels_of(5, 2, 0), 1)
+
+
+def test_the_best_of_each_viewpoint_agrees_with_two_separate_selections():
+    logits, labels = logits_of(60, 5, 3, 0), labels_of(60, 3, 0)
+    groups = ["ego", "exo", "exo", "ego", "exo"]
+    selected = top_of_each(logits, labels, groups)
+    for group in ("ego", "exo"):
+        own = [r for r, name in enumerate(groups) if name == group]
+        assert torch.equal(selected[:, own], slow_selection(logits[:, own], labels, 1))
+    assert (selected.sum(1) <= 2).all() and (selected.sum(1) == 2).any()
+
+
+def test_the_best_of_one_group_is_the_best_of_all():
+    logits, labels = logits_of(60, 4, 3, 1), labels_of(60, 3, 1)
+    assert torch.equal(top_of_each(logits, labels, ["exo"] * 4), select_proxies(logits, labels, 1))
+
+
+def test_refuses_viewpoints_of_another_pool():
+    with pytest.raises(ValueError, match="2 groups for 3 proxies"):
+        top_of_each(logits_of(4, 3, 2, 0), labels_of(4, 2, 0), ["ego", "exo"])
+
+
+def test_confidence_weights_agree_with_the_definition():
+    logits, labels = logits_of(20, 4, 3, 0), labels_of(20, 3, 0)
+    weights = confidence_weights(logits, labels)
+    for i, of_clip in enumerate(logits.tolist()):
+        losses = [math.log(sum(map(math.exp, z))) - z[labels[i]] for z in of_clip]
+        total = sum(map(math.exp, losses))
+        expected = [(1 - math.exp(loss) / total) / 3 for loss in losses]
+        assert weights[i].tolist() == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(weights.sum(1), torch.ones(20))
+
+
+def test_a_proxy_alone_has_all_confidence():
+    assert confidence_weights(logits_of(5, 1, 3, 0), labels_of(5, 3, 0)).tolist() == [[1.0]] * 5
+
+
+def test_random_proxies_are_one_a_clip_and_the_seeds():
+    drawn = random_proxies(900, 9, seed=3)
+    assert (drawn.sum(1) == 1).all() and drawn.sum(0).min() > 60
+    assert torch.equal(drawn, random_proxies(900, 9, seed=3))
+    assert not torch.equal(drawn, random_proxies(900, 9, seed=4))

@@ -5,17 +5,34 @@ from dataclasses import replace
 import pytest
 import torch
 
-from uniego_utils import students
+from uniego_utils import spd, students
 from uniego_utils.extraction import prepare_teacher
 from uniego_utils.features import write_features
 from uniego_utils.manifests import CARDS, from_mapping, load_card, merged
 from uniego_utils.merging import STARTS, merge_proxies
 from uniego_utils.mocap import MocapSettings, build
-from uniego_utils.proxies import BASELINE, NAIVE, train_proxies
+from uniego_utils.objectives import shares
+from uniego_utils.proxies import (
+    BASELINE,
+    NAIVE,
+    common_start,
+    teacher_targets,
+    train_level_one,
+    train_proxies,
+)
 from uniego_utils.recipes import PAPER
 from uniego_utils.runs import is_finished, read_json, read_tensors
-from uniego_utils.spd import METHODS, train_level_two
+from uniego_utils.spd import (
+    METHODS,
+    known_methods,
+    proxy_outputs,
+    proxy_pool,
+    select_proxies,
+    train_level_two,
+    watch_along,
+)
 from uniego_utils.stage import Stage
+from uniego_utils.video import loader
 
 TEACHERS = ("ego_dino", "exo_skl")
 
@@ -56,13 +73,17 @@ def open_small_stage(data_root, outputs) -> Stage:
 def trained(data_root, tmp_path_factory):
     """A stage after notebooks 02 to 04."""
     stage = open_small_stage(data_root, tmp_path_factory.mktemp("outputs"))
-    proxies = train_proxies(stage, "each")
-    merged = merge_proxies(stage)
-    train_level_two(stage, 1, list(METHODS), proxies, merged / "merged", stage.folder("04_spd"))
+    train_proxies(stage, "each")
+    merge_proxies(stage)
+    pool = proxy_pool(stage)
+    _, logits = proxy_outputs(pool)
+    labels = torch.tensor(stage.manifest("train").labels)
+    selected = {"uniego": shares(select_proxies(logits, labels, 1))}
+    train_level_two(stage, METHODS, selected, pool, stage.folder("04_spd"))
     return stage
 
 
-def weights(folder):
+def weights_of(folder):
     return read_tensors(folder / "model.safetensors")
 
 
@@ -77,13 +98,13 @@ def test_every_student_and_method_leaves_a_finished_run(trained):
 def test_a_student_trained_alone_equals_the_one_of_the_shared_pass(trained, data_root, tmp_path):
     alone = open_small_stage(data_root, tmp_path)
     train_proxies(alone, "exo_skl")
-    together, single = (weights(stage.folder("02_proxy") / "exo_skl") for stage in (trained, alone))
+    together, single = (weights_of(stage.folder("02_proxy") / "exo_skl") for stage in (trained, alone))
     assert all(torch.equal(together[name], single[name]) for name in together)
 
 
 def test_teachers_make_a_difference(trained):
     folders = [trained.folder("02_proxy") / name for name in (*TEACHERS, BASELINE, NAIVE)]
-    embeddings = [weights(folder)["pos_embed"] for folder in folders]
+    embeddings = [weights_of(folder)["pos_embed"] for folder in folders]
     assert all(not torch.equal(a, b) for i, a in enumerate(embeddings) for b in embeddings[:i])
 
 
@@ -105,7 +126,7 @@ def test_an_interrupted_pass_resumes_to_the_same_weights(trained, data_root, tmp
     monkeypatch.setattr(students, "finish_student", finish)
     train_proxies(stage, "each")
     for name in (BASELINE, NAIVE):
-        whole, resumed = weights(trained.folder("02_proxy") / name), weights(folder / name)
+        whole, resumed = weights_of(trained.folder("02_proxy") / name), weights_of(folder / name)
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
@@ -126,11 +147,11 @@ def test_features_of_another_manifest_are_refused_before_any_training(data_root,
     assert not (tmp_path / "02_proxy").exists()
 
 
-def test_an_unknown_teacher_or_method_lists_the_valid_ones(trained, tmp_path):
+def test_an_unknown_teacher_or_method_lists_the_valid_ones(trained):
     with pytest.raises(ValueError, match="unknown teacher 'exo_skeleton'; choose one of ego_dino, exo_skl"):
         train_proxies(trained, "exo_skeleton")
     with pytest.raises(ValueError, match="unknown method uniego2; choose of uniego, control"):
-        train_level_two(trained, 1, ["uniego2"], tmp_path, tmp_path, tmp_path)
+        known_methods(["uniego2"], METHODS)
 
 
 def test_features_of_a_teacher_with_other_settings_are_not_reused(data_root, tmp_path, capsys):
@@ -146,3 +167,55 @@ def test_features_of_a_teacher_with_other_settings_are_not_reused(data_root, tmp
     longer = merged(preset.teachers, {"stgcn": {"train": {"epochs": 2}}})
     with pytest.raises(ValueError, match="(?s)epochs.*Delete that folder"):
         prepare_teacher(replace(stage, preset=replace(preset, teachers=longer)), "exo_skl")
+
+
+def test_proxies_watch_the_students_view(trained):
+    pool = proxy_pool(trained)
+    clips = trained.clips("train", progress=False)
+    batch = next(iter(loader(clips, 4)))  # the evaluation view, of which outputs are stored
+    watched = watch_along(trained, pool, False)(batch)
+    features, logits = proxy_outputs(pool)
+    assert watched.keys() == {*batch, "proxy_features", "proxy_logits"}
+    torch.testing.assert_close(watched["proxy_features"], features[:4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(watched["proxy_logits"], logits[:4], rtol=1e-4, atol=1e-4)
+    other = next(iter(loader(clips, 4, seed=1)))
+    assert not torch.allclose(watch_along(trained, pool, False)(other)["proxy_logits"], logits[other["rows"]])
+
+
+def test_the_recipe_decides_whose_view_the_proxies_take(trained, tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(spd, "watch_along", lambda *rest: looks.append(rest) or watch_along(*rest))
+    _, logits = proxy_outputs(proxy_pool(trained))
+    weights = {"uniego": shares(torch.ones(logits.shape[:2]))}
+    models = []
+    for live in (True, False):
+        stage = replace(trained, recipe=replace(PAPER, spd_live_targets=live))
+        methods = known_methods(["uniego"], METHODS)
+        train_level_two(stage, methods, weights, proxy_pool(trained), tmp_path / str(live))
+        models.append(weights_of(tmp_path / str(live) / "uniego"))
+    assert len(looks) == 1
+    assert any(not torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_the_recipe_decides_how_many_clips_make_a_step(trained, tmp_path):
+    stage = replace(trained, recipe=replace(PAPER, effective_batch=4 * trained.preset.proxy.batch_size))
+    targets = teacher_targets(stage, TEACHERS)
+    train_level_one(stage, ["exo_skl"], targets, tmp_path, "each")
+    usual, larger = weights_of(trained.folder("02_proxy") / "exo_skl"), weights_of(tmp_path / "exo_skl")
+    assert any(not torch.equal(usual[name], larger[name]) for name in usual)
+
+
+def test_students_may_be_limited_to_some_clips(trained, tmp_path):
+    """A student that has not seen the others' clips does not depend on what is said of them."""
+    targets = teacher_targets(trained, TEACHERS)
+    rows = list(range(0, len(targets["exo_skl"]), 2))
+    changed = {key: value.clone() for key, value in targets.items()}
+    for value in changed.values():
+        value[1::2] = 7.0
+    start = common_start(trained, tmp_path / "start", rows)
+    for name, given in (("one", targets), ("two", changed)):
+        train_level_one(trained, list(TEACHERS), given, tmp_path / name, "each", rows, start)
+    for key in TEACHERS:
+        one, two = weights_of(tmp_path / "one" / key), weights_of(tmp_path / "two" / key)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert read_json(tmp_path / "one" / "exo_skl" / "config.json")["config"]["rows"]

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 from torch.nn import functional as F
 
+from uniego_utils import training
 from uniego_utils.manifests import MethodCard, TrainConfig
 from uniego_utils.objectives import Classification, TeacherDistillation
 from uniego_utils.proxies import student_names
@@ -277,3 +278,63 @@ def test_each_trains_every_proxy_the_baseline_and_the_naive_student():
 def test_an_unknown_student_lists_the_valid_ones():
     with pytest.raises(ValueError, match="'c'.*a, b, none, all, each"):
         student_names("c", ["a", "b"])
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
+    """Without dropout and BatchNorm, and where the parts are of equal size: the mean of their gradients."""
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(24, CLASSES)
+
+        def forward(self, clips):
+            return clips.flatten(1), self.head(clips.flatten(1))
+
+    def run(size, accumulate):
+        torch.manual_seed(0)
+        model, config = Plain(), replace(CONFIG, warmup_epochs=0.0)
+        learners = {"one": Learner(model, Classification())}
+        batches = lambda epoch: batches_of(epoch, size)  # noqa: E731
+        checkpoint = tmp_path / f"{size}-{accumulate}"
+        fit(learners, batches, config, 7, checkpoint, CPU, accumulate=accumulate, progress=False)
+        return model.head.weight
+
+    torch.testing.assert_close(run(4, 5), run(20, 1))  # 20 clips: one step an epoch
+    torch.testing.assert_close(run(5, 2), run(10, 1))
+    assert not torch.allclose(run(4, 1), run(20, 1))
+
+
+def test_batches_left_over_make_a_step_of_their_own(tmp_path):
+    steps = []
+
+    class Counting(torch.optim.SGD):
+        def step(self, *args):
+            steps.append(self.param_groups[0]["params"][0].grad.clone())
+            return super().step(*args)
+
+    config = replace(CONFIG, epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training, "create_optimizer", lambda parameters, config: Counting(parameters, config.lr)
+        )
+        learners = {"one": learner("labels")}
+        fit(learners, batches_of, config, 7, tmp_path / "c", CPU, accumulate=2, progress=False)
+    assert len(steps) == 2  # three batches: two together, then the last
+
+
+def test_what_is_taught_reaches_every_learner_and_is_made_once_a_batch(tmp_path):
+    made, seen = [], []
+
+    class Listening(Classification):
+        def forward(self, features, logits, batch):
+            seen.append(batch["extra"])
+            return super().forward(features, logits, batch)
+
+    def teach(batch):
+        made.append(len(batch["rows"]))
+        return batch | {"extra": len(made)}
+
+    learners = {name: Learner(Student(), Listening()) for name in ("a", "b")}
+    fit(learners, batches_of, replace(CONFIG, epochs=1), 7, tmp_path / "c", CPU, teach=teach, progress=False)
+    assert made == [8, 8, 4] and seen == [1, 1, 2, 2, 3, 3]

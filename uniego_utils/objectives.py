@@ -84,67 +84,87 @@ class TeacherDistillation(Classification):
         return {"loss": loss, "class_loss": ce.detach(), "match_loss": match.detach()}
 
 
-class SelectiveDistillation(Classification):
-    """Equations 5 and 6: each clip learns from its own selected proxies.
+class ProxyDistillation(Classification):
+    """Equations 5 and 6: each clip learns from its own proxies, each with its weight.
+
+    Selection (SPD), all proxies and learned weights differ in `weights` alone.
 
     Args:
-        features: (N, R, D) proxies' features of the train split.
-        logits: (N, R, C) proxies' logits.
-        selected: (N, R) bool from `spd.select_proxies`; a clip without any learns from its label alone.
+        features: (N, R, D) proxies' stored features of the train split, D the student's width.
+        logits: (N, R, C) proxies' stored logits.
+        weights: (N, R) of `spd` or `reliability`: each row sums to one, or is zero for a clip that learns
+            from its label alone. Selected proxies of equation 5 have 1/|S_i|.
+        drop: probability of leaving out a weighted proxy for a clip in training, except the one farthest
+            from the student (teacher dropping, Sariyildiz et al. 2024, UNIC); the rest is weighted anew.
+
+    Where a batch has `proxy_features` (B, R, D) and `proxy_logits` (B, R, C), the proxies have looked at the
+    student's own view of the clips, and these replace the stored ones.
+
+    Raises:
+        ValueError: shapes that do not describe the same clips, outputs that are not finite, or weights that
+            are neither shares nor zero.
     """
 
     def __init__(
         self,
         features: Tensor,
         logits: Tensor,
-        selected: Tensor,
+        weights: Tensor,
         labels: Tensor,
         method: MethodCard,
         recipe: Recipe,
         label_smoothing: float = 0.0,
+        drop: float = 0.0,
     ):
         super().__init__(label_smoothing)
-        n, r, c = logits.shape
-        fits = labels.shape == (n,) and features.shape[:2] == selected.shape == (n, r)
-        if not fits or selected.dtype != torch.bool:
+        n, r, _ = logits.shape
+        if labels.shape != (n,) or not features.shape[:2] == weights.shape == (n, r):
             raise ValueError(
-                f"features {tuple(features.shape)}, logits {tuple(logits.shape)}, "
-                f"labels {tuple(labels.shape)} and selected {tuple(selected.shape)} ({selected.dtype}) "
-                "do not describe the same clips"
+                f"features {tuple(features.shape)}, logits {tuple(logits.shape)}, labels "
+                f"{tuple(labels.shape)} and weights {tuple(weights.shape)} do not describe the same clips"
             )
         if not (features.isfinite().all() and logits.isfinite().all()):
             raise ValueError("proxies' features or logits are not finite; train these proxies again")
-        self.method, self.recipe = method, recipe
+        sums = weights.sum(1)
+        if not ((weights >= 0).all() and ((sums - 1).abs().lt(1e-4) | sums.eq(0)).all()):
+            raise ValueError("a clip's weights must be at least 0 and sum to 1, or all be 0")
+        self.method, self.recipe, self.drop = method, recipe, drop
         self.project = (
             nn.Linear(features.shape[2], features.shape[2]) if recipe.spd_projection else nn.Identity()
         )
-        proxy_loss = F.cross_entropy(logits.transpose(1, 2), labels[:, None].expand(n, r), reduction="none")
         for name, value in dict(
-            proxy_features=features, proxy_logits=logits, selected=selected, proxy_loss=proxy_loss
+            proxy_features=features,
+            proxy_logits=logits,
+            weights=weights.float(),
+            proxy_loss=proxy_cross_entropy(logits, labels),
         ).items():
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
         """See the module's text."""
         rows, labels = batch["rows"], batch["labels"]
-        selected = self.selected[rows]
+        weights = self.weights[rows]
         if self.recipe.spd_better_than_student:
             own = F.cross_entropy(logits.detach(), labels, reduction="none")
-            selected = selected & (self.proxy_loss[rows] < own[:, None])
-        weights = selected.float() / selected.sum(1, keepdim=True).clamp(min=1)  # (B, R): 1/|S_i| or 0
+            weights = shares(weights * (self.proxy_loss[rows] < own[:, None]))
 
-        proxy_features = self.proxy_features[rows]
+        proxy_features = batch["proxy_features"] if "proxy_features" in batch else self.proxy_features[rows]
         student = self.project(features)[:, None].expand_as(proxy_features)
-        match = (weights * cosine_distance(student, proxy_features)).sum(1)
+        match = cosine_distance(student, proxy_features)
 
         tau = self.method.tau
-        teacher = F.log_softmax(self.proxy_logits[rows] / tau, -1)
-        own = F.log_softmax(logits / tau, -1)[:, None].expand_as(teacher)
-        divergence = F.kl_div(own, teacher, reduction="none", log_target=True).sum(-1) * tau**2
-        divergence = (weights * divergence).sum(1)
+        proxy_logits = batch["proxy_logits"] if "proxy_logits" in batch else self.proxy_logits[rows]
+        proxy = F.log_softmax(proxy_logits / tau, -1)
+        own = F.log_softmax(logits / tau, -1)[:, None].expand_as(proxy)
+        divergence = F.kl_div(own, proxy, reduction="none", log_target=True).sum(-1) * tau**2
+        if self.drop and self.training:
+            weights = drop_proxies(
+                weights, self.method.beta_feat * match + self.method.beta_logit * divergence, self.drop
+            )
 
-        count = len(rows) if self.recipe.spd_average_all else selected.any(1).sum().clamp(min=1)
-        match, divergence = match.sum() / count, divergence.sum() / count
+        distilled = weights.sum(1) > 0
+        count = len(rows) if self.recipe.spd_average_all else distilled.sum().clamp(min=1)
+        match, divergence = (weights * match).sum() / count, (weights * divergence).sum() / count
         ce = self.cross_entropy(logits, labels)
         distil = self.method.beta_feat * match + self.method.beta_logit * divergence
         return {
@@ -152,5 +172,29 @@ class SelectiveDistillation(Classification):
             "class_loss": ce.detach(),
             "match_loss": match.detach(),
             "kl_loss": divergence.detach(),
-            "distilled_share": selected.any(1).float().mean(),
+            "distilled_share": distilled.float().mean(),
         }
+
+
+def proxy_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each proxy's cross-entropy on each clip: logits (N, R, C) and labels (N,) -> (N, R) in nats."""
+    targets = labels[:, None].expand(logits.shape[:2])
+    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+
+
+def shares(weights: Tensor) -> Tensor:
+    """Non-negative (N, R) -> rows that sum to one; a row of zeros stays so."""
+    weights = weights.float()
+    return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def drop_proxies(weights: Tensor, losses: Tensor, probability: float) -> Tensor:
+    """Leave out proxies by chance, except each clip's with the largest loss; see `ProxyDistillation.drop`.
+
+    Args:
+        weights, losses: (B, R); only proxies with a weight above zero take part.
+    """
+    weighted = weights > 0
+    farthest = losses.detach().masked_fill(~weighted, -torch.inf).argmax(1, keepdim=True)
+    keep = torch.rand_like(weights) >= probability
+    return shares(weights * keep.scatter(1, farthest, True))

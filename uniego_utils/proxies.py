@@ -1,6 +1,6 @@
 """Level I: a proxy per teacher, the ego baseline, naive multi-teacher distillation (paper, section 3.1)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -41,23 +41,33 @@ def teacher_targets(stage: Stage, keys: Iterable[str]) -> dict[str, Tensor]:
     return targets
 
 
-def common_start(stage: Stage) -> dict[str, Tensor]:
+def common_start(
+    stage: Stage, folder: Path | None = None, rows: Sequence[int] | None = None
+) -> dict[str, Tensor]:
     """Weights from which all students of a seed start; merging presupposes that they share it.
 
     The paper's is an ImageNet ViT, inflated. Where the preset has a `start`, the backbone is instead trained
     on the ego clips' labels for that long, once.
+
+    Args:
+        folder: holds its run folder; None: notebook 02's.
+        rows: train clips to learn from; None: all.
     """
     backbone = stage.backbone()
     config = stage.preset.start
     if config is None:
         inflate(backbone, imagenet_weights(weights=stage.weights))
         return backbone.state_dict()
-    folder = stage.folder("02_proxy")
+    folder = folder or stage.folder("02_proxy")
     learner = Learner(backbone, Classification(config.label_smoothing))
-    train_students(
-        stage, {START: learner}, {START: describe_training(stage, config, None)}, config, folder, START
-    )
+    described = describe_training(stage, config, None, **_limited(rows))
+    train_students(stage, {START: learner}, {START: described}, config, folder, START, rows)
     return load_student(folder / START, "run notebook 02_proxy")
+
+
+def _limited(rows: Sequence[int] | None) -> dict[str, str]:
+    """What a run's config says of the train clips it is limited to; nothing where it is not."""
+    return {} if rows is None else {"rows": digest(list(rows))}
 
 
 def level_one_objective(stage: Stage, name: str, targets: dict[str, Tensor], width: int) -> Classification:
@@ -78,14 +88,35 @@ def train_proxies(stage: Stage, teacher: str) -> Path:
     """
     names = student_names(teacher, stage.card.teachers)
     keys = list(stage.card.teachers) if NAIVE in names else [name for name in names if name != BASELINE]
-    targets = teacher_targets(stage, keys)  # refused before any training, if something is wrong with them
-    start = common_start(stage)
+    folder = stage.folder("02_proxy")
+    train_level_one(stage, names, teacher_targets(stage, keys), folder, teacher)
+    return folder
+
+
+def train_level_one(
+    stage: Stage,
+    names: Sequence[str],
+    targets: dict[str, Tensor],
+    folder: Path,
+    pass_name: str,
+    rows: Sequence[int] | None = None,
+    start: dict[str, Tensor] | None = None,
+) -> None:
+    """Train students of Level I in one pass over the data; each gets a run folder below `folder`.
+
+    Args:
+        names: keys of `targets`, `none` or `all`.
+        targets: teacher key -> (N, D_r) features of the train split; the naive student learns from all.
+        pass_name: names the pass's checkpoint in `folder`.
+        rows: train clips to learn from; None: all.
+        start: weights that all begin with; None: the seed's common start.
+    """
+    start = common_start(stage) if start is None else start
     learners, configs = {}, {}
     for name in names:
         backbone = stage.backbone()
         backbone.load_state_dict(start)
-        objective = level_one_objective(stage, name, targets, backbone.feature_width)
-        learners[name] = Learner(backbone, objective)
+        learners[name] = Learner(backbone, level_one_objective(stage, name, targets, backbone.feature_width))
         own = list(targets) if name == NAIVE else [key for key in targets if key == name]
         configs[name] = describe_training(
             stage,
@@ -95,7 +126,6 @@ def train_proxies(stage: Stage, teacher: str) -> Path:
             lambda_feat=stage.method.lambda_feat,
             lambda_cls=stage.method.lambda_cls,
             teachers={key: digest(targets[key].numpy().tobytes()) for key in own},
+            **_limited(rows),
         )
-    folder = stage.folder("02_proxy")
-    train_students(stage, learners, configs, stage.preset.proxy, folder, teacher)
-    return folder
+    train_students(stage, learners, configs, stage.preset.proxy, folder, pass_name, rows)

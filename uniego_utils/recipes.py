@@ -14,9 +14,11 @@ class Recipe:
     spd_projection: bool  # Level II: a further linear layer on the student before the cosine
     spd_better_than_student: bool  # distil only from proxies whose cross-entropy is below the student's own
     spd_ce_ceiling: float | None  # a proxy with a higher cross-entropy is no candidate
+    spd_live_targets: bool  # Level II: proxies look at the student's view, or once at the centre crop
     spd_average_all: bool  # average over all clips of a batch (equation 6), or over the distilled ones
     merge_lr: float | None  # Adam's rate for the merge; None: the card's
     merge_weight_decay: float | None
+    effective_batch: int | None  # clips per optimiser step, by accumulating gradients; None: the card's batch
 
 
 PAPER = Recipe(
@@ -25,9 +27,11 @@ PAPER = Recipe(
     spd_projection=False,
     spd_better_than_student=False,
     spd_ce_ceiling=None,
+    spd_live_targets=True,
     spd_average_all=True,
     merge_lr=None,
     merge_weight_decay=None,
+    effective_batch=None,
 )
 RELEASED = Recipe(
     projects_teacher=False,
@@ -35,9 +39,11 @@ RELEASED = Recipe(
     spd_projection=True,
     spd_better_than_student=True,
     spd_ce_ceiling=4.0,
+    spd_live_targets=False,
     spd_average_all=False,
     merge_lr=0.01,
     merge_weight_decay=0.0,
+    effective_batch=64,
 )
 RECIPES = {"paper": PAPER, "released": RELEASED}
 

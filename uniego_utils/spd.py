@@ -1,24 +1,64 @@
 """Level II: Selective Proxy Distillation (paper, section 3.2, equations 4-6), and its controls."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uniego_utils.objectives import Classification, SelectiveDistillation
-from uniego_utils.proxies import BASELINE, NAIVE, level_one_objective, teacher_targets
+from uniego_utils.merging import STARTS
+from uniego_utils.objectives import Classification, ProxyDistillation, proxy_cross_entropy, shares
+from uniego_utils.proxies import BASELINE, NAIVE, START, common_start, level_one_objective, teacher_targets
 from uniego_utils.runs import digest, read_tensors
 from uniego_utils.stage import Stage
 from uniego_utils.students import describe_training, load_outputs, load_student, train_students
-from uniego_utils.training import Learner
+from uniego_utils.training import Learner, Teach, autocast
+
+
+@dataclass(frozen=True)
+class Method:
+    """A student of Level II: where it starts and how it learns; whom it learns from is its weights."""
+
+    says: str  # in words
+    start: str = "merged"  # a start of notebook 03, or a student of notebook 02
+    changes: Mapping[str, float] = field(default_factory=dict)  # of the card's method
+    drop: float = 0.0  # see `ProxyDistillation`
+
 
 METHODS = {
-    "uniego": "merged start, selective proxy distillation",
-    "control": "the ego baseline, trained on for as long",
-    "naive": "naive multi-teacher distillation, trained on for as long",
-    "merged_ce": "merged start, labels alone for as long",
+    "uniego": Method("merged start, selective proxy distillation"),
+    "control": Method("the ego baseline, trained on for as long", BASELINE),
+    "naive": Method("naive multi-teacher distillation, trained on for as long", NAIVE),
+    "merged_ce": Method("merged start, labels alone for as long"),
 }
+ABLATIONS = {  # Tables 6, 7 and 8 of the paper, and what one asks beside them
+    "start_all": Method("no merge: the common start, all proxies", START),
+    "start_spd": Method("no merge: the common start, selected proxies", START),
+    "after_best": Method("SPD from the proxy that is best on validation clips", "best"),
+    "after_average": Method("SPD from the plain average", "average"),
+    "after_layer": Method("SPD from the merge per layer", "layer"),
+    "after_parameter": Method("SPD from the merge per parameter", "parameter"),
+    "after_soup": Method("SPD from the greedy soup", "soup"),
+    "after_arithmetic": Method("SPD from task arithmetic", "arithmetic"),
+    "after_ties": Method("SPD from TIES", "ties"),
+    "all_proxies": Method("merged start, all proxies, right or wrong"),
+    "ego_exo": Method("merged start, the best ego and the best exo proxy of each clip"),
+    "top2": Method("merged start, two proxies a clip"),
+    "top3": Method("merged start, three proxies a clip"),
+    "features_only": Method("UNIEGO without the proxies' logits", changes={"beta_logit": 0.0}),
+    "logits_only": Method("UNIEGO without the proxies' features", changes={"beta_feat": 0.0}),
+    "warm": Method("UNIEGO with softer logits: temperature 4", changes={"tau": 4.0}),
+}
+
+
+def known_methods(names: Sequence[str], methods: Mapping[str, Method]) -> dict[str, Method]:
+    """Those of `methods` called `names`; an unknown one is an error that lists the valid ones."""
+    if unknown := [name for name in names if name not in methods]:
+        raise ValueError(f"unknown method {', '.join(unknown)}; choose of {', '.join(methods)}")
+    return {name: methods[name] for name in names}
 
 
 def select_proxies(proxy_logits: Tensor, labels: Tensor, k: int, ce_ceiling: float | None = None) -> Tensor:
@@ -46,10 +86,8 @@ def select_proxies(proxy_logits: Tensor, labels: Tensor, k: int, ce_ceiling: flo
     if not proxy_logits.isfinite().all():
         wrong = (~proxy_logits.isfinite()).any(2).nonzero().tolist()
         raise ValueError(f"logits of {len(wrong)} (clip, proxy) pairs are not finite, first {wrong[0]}")
-    clips, proxies, _ = proxy_logits.shape
-    targets = labels[:, None].expand(clips, proxies)
-    loss = F.cross_entropy(proxy_logits.transpose(1, 2), targets, reduction="none")
-    candidate = proxy_logits.argmax(-1) == targets
+    loss = proxy_cross_entropy(proxy_logits, labels)
+    candidate = proxy_logits.argmax(-1) == labels[:, None]
     if ce_ceiling is not None:
         candidate &= loss <= ce_ceiling
     order = loss.masked_fill(~candidate, torch.inf).argsort(dim=1, stable=True)
@@ -57,57 +95,159 @@ def select_proxies(proxy_logits: Tensor, labels: Tensor, k: int, ce_ceiling: flo
     return selected & candidate
 
 
-def proxy_outputs(stage: Stage, folder: Path) -> tuple[Tensor, Tensor]:
-    """Features (N, R, D) and logits (N, R, C) of all proxies on the train split."""
+def top_of_each(proxy_logits: Tensor, labels: Tensor, groups: Sequence[str], k: int = 1) -> Tensor:
+    """The k best of each group, e.g. Top-1(Ego) + Top-1(Exo) of the paper's Table 8.
+
+    Args:
+        proxy_logits, labels: as for `select_proxies`.
+        groups: R names, e.g. each proxy's viewpoint.
+
+    Returns:
+        (clips, proxies) bool.
+    """
+    if len(groups) != proxy_logits.shape[1]:
+        raise ValueError(f"{len(groups)} groups for {proxy_logits.shape[1]} proxies")
+    selected = torch.zeros(proxy_logits.shape[:2], dtype=torch.bool)
+    for group in dict.fromkeys(groups):
+        own = torch.tensor([name == group for name in groups])
+        selected[:, own] = select_proxies(proxy_logits[:, own], labels, k)
+    return selected
+
+
+def confidence_weights(proxy_logits: Tensor, labels: Tensor) -> Tensor:
+    """Weights of Zhang et al. 2022 (CA-MKD, equation 4): (1 - softmax_r(CE_r)) / (R - 1), (N, R).
+
+    One proxy alone has weight 1.
+    """
+    loss = proxy_cross_entropy(proxy_logits, labels)
+    count = loss.shape[1]
+    return torch.ones_like(loss) if count == 1 else (1 - loss.softmax(1)) / (count - 1)
+
+
+def random_proxies(clips: int, proxies: int, seed: int) -> Tensor:
+    """One proxy a clip by chance: (clips, proxies) bool. The control for every way to select one."""
+    drawn = torch.randint(proxies, (clips,), generator=torch.Generator().manual_seed(seed))
+    return F.one_hot(drawn, proxies).bool()
+
+
+def ablation_weights(stage: Stage, logits: Tensor, labels: Tensor, k: int) -> dict[str, Tensor]:
+    """Proxies' weights (N, R) for UNIEGO and for `ABLATIONS`, from their train-split logits (N, R, C)."""
+    ceiling = stage.recipe.spd_ce_ceiling
+    top = {number: shares(select_proxies(logits, labels, number, ceiling)) for number in {k, 2, 3}}
+    everyone = shares(torch.ones(logits.shape[:2]))
+    viewpoints = [teacher.viewpoint for teacher in stage.card.teachers.values()]
+    special = {
+        "start_all": everyone,
+        "all_proxies": everyone,
+        "ego_exo": shares(top_of_each(logits, labels, viewpoints)),
+        "top2": top[2],
+        "top3": top[3],
+    }
+    return {name: special.get(name, top[k]) for name in ("uniego", *ABLATIONS)}
+
+
+def proxy_outputs(pool: Sequence[Path]) -> tuple[Tensor, Tensor]:
+    """Features (N, R, D) and logits (N, R, C) of R proxies on the train split, from their run folders."""
     cure = "run notebook 02_proxy with teacher = each"
-    each = [load_outputs(folder / key, "train", cure) for key in stage.card.teachers]
+    each = [load_outputs(folder, "train", cure) for folder in pool]
     return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
 
 
+def proxy_pool(stage: Stage) -> list[Path]:
+    """The run folders of the card's proxies, in its order."""
+    return [stage.folder("02_proxy") / key for key in stage.card.teachers]
+
+
+def start_folders(stage: Stage) -> dict[str, Path]:
+    """Where each start that a `Method` may name lies: students of notebook 02, merges of notebook 03."""
+    level_one, merges = stage.folder("02_proxy"), stage.folder("03_merging")
+    return {name: level_one / name for name in (BASELINE, NAIVE, *stage.card.teachers)} | {
+        name: merges / name for name in STARTS
+    }
+
+
+def watch_along(stage: Stage, pool: Sequence[Path], bf16: bool) -> Teach:
+    """Proxies that look at each batch the students see, once for all of them.
+
+    Returns:
+        A function that adds `proxy_features` (B, R, D) and `proxy_logits` (B, R, C) to a batch.
+    """
+    proxies = []
+    for folder in pool:
+        proxy = stage.backbone()
+        proxy.load_state_dict(load_student(folder, "run notebook 02_proxy"))
+        proxies.append(proxy.to(stage.device).eval())
+
+    @torch.no_grad()
+    def watch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with autocast(stage.device, bf16):
+            features, logits = zip(*(proxy(batch["clips"]) for proxy in proxies), strict=True)
+        seen = {"proxy_features": torch.stack(features, 1), "proxy_logits": torch.stack(logits, 1)}
+        return batch | {name: value.float() for name, value in seen.items()}
+
+    return watch
+
+
 def train_level_two(
-    stage: Stage, k: int, methods: list[str], proxies: Path, merged: Path, folder: Path
+    stage: Stage,
+    methods: Mapping[str, Method],
+    weights: Mapping[str, Tensor],
+    pool: Sequence[Path],
+    folder: Path,
+    starts: Mapping[str, Path] | None = None,
+    pass_name: str = "spd",
 ) -> None:
-    """Train UNIEGO and the controls that get equal compute, in one pass over the data.
+    """Train students of Level II in one pass over the data; each gets a run folder below `folder`.
 
     Args:
-        k: proxies selected per clip.
-        methods: of `METHODS`.
-        proxies: folder of the Level-I students.
-        merged: run folder of the merged model.
-        folder: holds one run folder per method afterwards.
+        methods: by the student's name.
+        weights: (N, R) by the student's name; a student without any learns from labels alone, or, from the
+            naive start, goes on learning from the teachers.
+        pool: run folders of the R proxies.
+        starts: `start_folders(stage)` unless given.
+        pass_name: names the pass's checkpoint in `folder`.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise ValueError(f"unknown method {', '.join(unknown)}; choose of {', '.join(METHODS)}")
-    config, cure = stage.preset.spd, "run notebooks 02_proxy and 03_merging first"
-    features, logits = proxy_outputs(stage, proxies)
+    config, starts = stage.preset.spd, starts or start_folders(stage)
+    features, logits = proxy_outputs(pool)
+    outputs = digest(features.numpy().tobytes() + logits.numpy().tobytes())
     labels = torch.tensor(stage.manifest("train").labels)
-    starts = {
-        "uniego": merged,
-        "merged_ce": merged,
-        "control": proxies / BASELINE,
-        "naive": proxies / NAIVE,
-    }
     learners, configs = {}, {}
-    for name in methods:
-        start = load_student(starts[name], cure)
+    for name, method in methods.items():
+        if method.start == START:
+            start = common_start(stage)
+        else:
+            start = load_student(starts[method.start], "run notebooks 02_proxy and 03_merging first")
         backbone = stage.backbone()
         backbone.load_state_dict(start)
         inputs: dict = {"recipe": stage.recipe_name}
-        if name == "uniego":
-            selected = select_proxies(logits, labels, k, stage.recipe.spd_ce_ceiling)
-            torch.manual_seed(stage.seed)
-            objective = SelectiveDistillation(
-                features, logits, selected, labels, stage.method, stage.recipe, config.label_smoothing
+        torch.manual_seed(stage.seed)
+        if name in weights:
+            settings = replace(stage.method, **method.changes)
+            objective = ProxyDistillation(
+                features,
+                logits,
+                weights[name],
+                labels,
+                settings,
+                stage.recipe,
+                config.label_smoothing,
+                method.drop,
             )
-            betas = [stage.method.beta_feat, stage.method.beta_logit, stage.method.beta_cls, stage.method.tau]
-            inputs |= {"k": k, "betas": betas, "proxies": digest(logits.numpy().tobytes())}
-        elif name == "naive":
+            inputs |= {
+                "method": asdict(settings),
+                "drop": method.drop,
+                "proxies": outputs,
+                "weights": digest(weights[name].float().numpy().tobytes()),
+            }
+        elif method.start == NAIVE:
             targets = teacher_targets(stage, stage.card.teachers)
             objective = level_one_objective(stage, NAIVE, targets, backbone.feature_width)
-            objective.load_state_dict(read_tensors(proxies / NAIVE / "objective.safetensors"))
+            objective.load_state_dict(read_tensors(starts[NAIVE] / "objective.safetensors"))
             inputs |= {"lambda_feat": stage.method.lambda_feat, "lambda_cls": stage.method.lambda_cls}
         else:
             objective = Classification(config.label_smoothing)
         learners[name] = Learner(backbone, objective)
         configs[name] = describe_training(stage, config, start, **inputs)
-    train_students(stage, learners, configs, config, folder, "spd")
+    live = stage.recipe.spd_live_targets and bool(weights)
+    teach = partial(watch_along, stage, pool, config.bf16) if live else None
+    train_students(stage, learners, configs, config, folder, pass_name, teach=teach)

@@ -4,6 +4,7 @@ A student's folder holds `model.safetensors` (the backbone), `objective.safetens
 and `outputs.safetensors` (features and logits of every split), beside `history.jsonl` and `metrics.json`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from uniego_utils.manifests import TrainConfig
 from uniego_utils.runs import digest, finish_run, read_tensors, require_finished, start_run, write_tensors
 from uniego_utils.stage import Stage
-from uniego_utils.training import Learner, fit, predict, score, write_history
-from uniego_utils.video import ClipDataset, loader
+from uniego_utils.training import Learner, Teach, fit, predict, score, write_history
+from uniego_utils.video import ClipDataset, ClipSubset, loader
 
 EVALUATION_BATCH = 64
 SPLITS = ("train", "val", "test")
@@ -57,6 +58,8 @@ def train_students(
     config: TrainConfig,
     folder: Path,
     pass_name: str,
+    rows: Sequence[int] | None = None,
+    teach: Callable[[], Teach] | None = None,
 ) -> None:
     """Train the learners in one pass over the ego clips and write `<folder>/<name>/` for each.
 
@@ -66,6 +69,8 @@ def train_students(
         learners: by name, at their starts.
         configs: by name, from `describe_training`.
         pass_name: names the pass's checkpoint in `folder`.
+        rows: train clips to learn from; None: all.
+        teach: makes what `training.fit` calls `teach`; not called where all students are finished.
     """
     todo = {
         name: learner for name, learner in learners.items() if not start_run(folder / name, configs[name])
@@ -83,15 +88,19 @@ def train_students(
         logits = predict(model, loader(clips["val"], EVALUATION_BATCH), stage.device, config.bf16)["logits"]
         return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
 
+    seen = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
+    effective = stage.recipe.effective_batch
     checkpoint = folder / f"{pass_name}.checkpoint.safetensors"
     history = fit(
         todo,
-        lambda epoch: loader(clips["train"], config.batch_size, stage.seed, epoch),
+        lambda epoch: loader(seen, config.batch_size, stage.seed, epoch),
         config,
         stage.seed,
         checkpoint,
         stage.device,
         look,
+        accumulate=1 if effective is None else max(1, effective // config.batch_size),
+        teach=None if teach is None else teach(),
         describe=pass_name,
     )
     for name, learner in todo.items():

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from uniego_utils.manifests import TrainConfig
 from uniego_utils.runs import read_json, read_notes, read_tensors, write_tensors, write_text
 
 Batches = Callable[[int], Iterable[dict]]  # epoch -> its batches
+Teach = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # a batch -> the batch with what learners are taught
 
 
 @dataclass
@@ -71,6 +72,8 @@ def fit(
     checkpoint: Path,
     device: torch.device,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    accumulate: int = 1,
+    teach: Teach | None = None,
     describe: str = "train",
     progress: bool = True,
 ) -> dict[str, list[dict]]:
@@ -83,6 +86,9 @@ def fit(
         config: epochs, optimiser, schedule.
         seed: of dropout and the like; the same draws for every learner.
         checkpoint: file written after every epoch and removed by the caller once results are saved.
+        accumulate: batches per optimiser step; their gradients are averaged. What remains at the end of an
+            epoch makes a step of its own.
+        teach: adds to a batch what all learners are taught with, e.g. proxies' outputs; once for all.
         evaluate: model -> named numbers, e.g. on the validation split; looked at, never used to choose.
 
     Returns:
@@ -116,20 +122,26 @@ def fit(
         epoch_batches = batches(epoch)
         for number, batch in enumerate(epoch_batches):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            if teach is not None:
+                batch = teach(batch)
             step = epoch * len(epoch_batches) + number
             rate = learning_rate(config, step, len(epoch_batches))
+            gathered = number % accumulate  # batches since the last optimiser step, before this one
+            together = min(accumulate, len(epoch_batches) - number + gathered)
             for name, learner in learners.items():
                 torch.manual_seed(seed * 1_000_003 + step)  # equal draws for all learners; exact resume
                 for group in optimizers[name].param_groups:
                     group["lr"] = rate
-                with _autocast(device, config.bf16):
+                with autocast(device, config.bf16):
                     features, logits = forward[name](batch["clips"])
                 losses = learner.objective(features.float(), logits.float(), batch)
-                optimizers[name].zero_grad()
-                losses["loss"].backward()
-                if config.grad_clip is not None:
-                    nn.utils.clip_grad_norm_(learner.parameters, config.grad_clip)
-                optimizers[name].step()
+                if gathered == 0:
+                    optimizers[name].zero_grad()
+                (losses["loss"] / together).backward()
+                if gathered + 1 == together:
+                    if config.grad_clip is not None:
+                        nn.utils.clip_grad_norm_(learner.parameters, config.grad_clip)
+                    optimizers[name].step()
                 for part, value in losses.items():  # summed on the device: no wait per step
                     before = sums[name].get(part, 0.0)
                     sums[name][part] = before + value.detach() * len(batch["labels"])
@@ -156,7 +168,8 @@ def fit(
     return history
 
 
-def _autocast(device: torch.device, bf16: bool):  # noqa: ANN202 - a context manager either way
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
+    """bfloat16 where wanted, else nothing."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
@@ -205,7 +218,7 @@ def predict(
     model.to(device).eval()
     features, logits = [], []
     for batch in batches:
-        with _autocast(device, bf16):
+        with autocast(device, bf16):
             feature, logit = model(batch["clips"].to(device, non_blocking=True))
         features.append(feature.float().cpu())
         logits.append(logit.float().cpu())

@@ -292,6 +292,31 @@ class ClipDataset(Dataset):
         return self.read(video, list(range(edges[0], edges[1] + 1))), video.fps, edges[0]
 
 
+@dataclass(frozen=True)
+class ClipSubset(Dataset):
+    """Some clips of a dataset; their `rows` stay those of the whole, so that stored targets still fit."""
+
+    source: ClipDataset
+    chosen: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, item: tuple[int, int | None]) -> dict[str, Tensor | int]:
+        place, seed = item
+        return self.source[self.chosen[place], seed]
+
+    @property
+    def cached(self) -> list | None:
+        """See ClipDataset."""
+        return self.source.cached
+
+    @property
+    def video(self) -> VideoCard:
+        """See ClipDataset."""
+        return self.source.video
+
+
 def span_edges(span: np.ndarray, video: Video) -> list[int]:
     """Numbers of the first and the last frame within a span (start, end) in seconds."""
     return frame_indices(span - (0, 1e-3), video.fps, video.frames)
@@ -319,7 +344,9 @@ class EpochSampler(Sampler):
         return -(-self.rows // self.batch_size)
 
 
-def loader(dataset: ClipDataset, batch_size: int, seed: int | None = None, epoch: int = 0) -> DataLoader:
+def loader(
+    dataset: ClipDataset | ClipSubset, batch_size: int, seed: int | None = None, epoch: int = 0
+) -> DataLoader:
     """Batches of one epoch; see EpochSampler. Cached datasets are read in this process."""
     workers = 0 if dataset.cached is not None else dataset.video.workers
     sampler = EpochSampler(len(dataset), batch_size, seed, epoch)
