@@ -16,6 +16,7 @@ SIZES = {
 }
 PATCH = 16  # pixels, side of a token
 WRAPPERS = re.compile(r"^(module\.|model\.|timesformer\.)+")  # what training code puts before names
+OFFICIAL = {"temporal_norm": "temporal_norm1", "temporal_proj": "temporal_fc"}  # the official release
 LAYOUTS = (  # where other TimeSformers' names differ from ours
     {
         "blocks": "encoder.layer",
@@ -35,7 +36,7 @@ LAYOUTS = (  # where other TimeSformers' names differ from ours
         "mlp.fc2": "output.dense",
         "norm": "layernorm",
     },  # transformers
-    {"temporal_norm": "temporal_norm1", "temporal_proj": "temporal_fc"},  # the official release
+    OFFICIAL,
 )
 
 
@@ -261,6 +262,16 @@ def from_kinetics(model: TimeSformer, weights: dict[str, Tensor]) -> None:
         state["time_embed"] = F.interpolate(state["time_embed"].transpose(1, 2), steps).transpose(1, 2)
     head = {name: value for name, value in own.items() if name.startswith("head.")}
     load_exactly(model, state | head, "the Kinetics checkpoint", "this TimeSformer")
+
+
+def official_name(name: str) -> str:
+    """What an entry of ours is called in the official release, e.g. `blocks.0.temporal_fc.weight`."""
+    return _foreign_name(name, OFFICIAL)
+
+
+def name_from_official(name: str) -> str:
+    """The inverse of `official_name`."""
+    return _foreign_name(name, {theirs: ours for ours, theirs in OFFICIAL.items()})
 
 
 def _foreign_name(name: str, layout: dict[str, str]) -> str:
