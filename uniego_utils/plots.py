@@ -306,3 +306,30 @@ def plot_differences(differences: pd.DataFrame, labels: Mapping[str, str], title
     ax.set(xlabel="UNIEGO minus this method (points of test accuracy)", title=title)
     ax.invert_yaxis()
     return ax
+
+
+def plot_alpha_by_layer(
+    alpha: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], title: str
+) -> Axes:
+    """Heat map of merging coefficients: a row a layer, a column a proxy; white is the plain average."""
+    table, title = _listable(pd.DataFrame(alpha).T.rename(columns=labels), title)
+    average = 1 / table.shape[1]
+    reach = max(abs(table - average).to_numpy().max(), 0.01)  # equal coefficients are no pattern of rounding
+    figsize = (0.75 * table.shape[1] + 2.5, 0.3 * len(table) + 1.8)
+    _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    sns.heatmap(
+        table,
+        vmin=average - reach,
+        vmax=average + reach,
+        cmap="PuOr_r",
+        annot=True,
+        fmt=".3f",
+        annot_kws={"size": 8},
+        cbar_kws={"label": "merging coefficient", "shrink": 0.8},
+        ax=ax,
+    )
+    ax.set(title=title, xlabel="", ylabel="")
+    ax.tick_params(axis="x", rotation=40)
+    ax.tick_params(axis="y", rotation=0)
+    plt.setp(ax.get_xticklabels(), ha="right")
+    return ax
