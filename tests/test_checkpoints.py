@@ -287,6 +287,17 @@ def test_without_model_state_a_file_is_refused(tmp_path, container):
         ({"model.": torch.ones(2)}, "model. is left over"),
         ({"module.model.norm.bias": torch.ones(WIDTH)}, "module.model.norm.bias is left over"),
         ({"model.blocks.0.temporal_norm.bias": torch.ones(WIDTH)}, "temporal_norm.bias is left over"),
+        (
+            {"model.norm.bias": None, "module.model.norm.bias": torch.ones(WIDTH)},
+            "module.model.norm.bias is left over",
+        ),
+        (  # our name in place of theirs
+            {
+                "model.blocks.0.temporal_norm1.bias": None,
+                "model.blocks.0.temporal_norm.bias": torch.ones(WIDTH),
+            },
+            "temporal_norm.bias is left over",
+        ),
         ({"model.time_embed": None}, "lacks model.time_embed"),
         ({"model.cls_token": None}, "lacks model.cls_token"),
         ({"model.head.weight": None}, "lacks model.head.weight"),
