@@ -3,6 +3,8 @@ PYTHON ?= python3
 DATASET ?= mocap
 PRESET ?=
 SEEDS ?= 0
+FULL ?=
+STUDY_SEEDS ?= 0 1 2 3 4 5 6 7
 PROFILE ?= default
 OUTPUTS ?= outputs
 DATA_ROOT ?=
@@ -22,7 +24,7 @@ help:
 	@echo "                DATASET=$(DATASET) PRESET=$(PRESET) SEEDS=\"$(SEEDS)\" PROFILE=$(PROFILE) OUTPUTS=$(OUTPUTS)"
 	@echo "                for datasets on disk: DATA_ROOT=<videos and annotations> WEIGHTS=<folder of pretrained weights>"
 	@echo "                ALLOW_MISSING=<share of clips> SKELETONS=<pickle or folder>"
-	@echo "make study      the same for the seeds 0 1 2 3 4"
+	@echo "make study      the same with all ablations and analyses, for the seeds $(STUDY_SEEDS)"
 	@echo "make test       lint, then every test, then every notebook at a small size"
 	@echo "make lint       ruff alone"
 	@echo "make lab        JupyterLab on the notebooks"
@@ -32,10 +34,11 @@ demo: .venv/ready
 	$(BIN)/snakemake --profile profiles/$(PROFILE) --config \
 		dataset=$(DATASET) preset=$(PRESET) "seeds=$(SEED_LIST)" outputs=$(OUTPUTS) \
 		"data_root=$(DATA_ROOT)" "weights=$(WEIGHTS)" \
-		allow_missing=$(ALLOW_MISSING) "skeletons=$(SKELETONS)"
+		full=$(FULL) allow_missing=$(ALLOW_MISSING) "skeletons=$(SKELETONS)"
 	@$(BIN)/python -m uniego_utils.runner summary $(OUTPUTS)/$(DATASET)/10_report
 
-study: SEEDS = 0 1 2 3 4
+study: SEEDS = $(STUDY_SEEDS)
+study: FULL = true
 study: demo
 
 test: lint

@@ -9,6 +9,7 @@ from uniego_utils.runner import sources_of, visible_gpus
 DATASET = config.get("dataset", "mocap")
 PRESET = config.get("preset") or ""  # the card's first
 SEEDS = config.get("seeds", [0])
+FULL = bool(config.get("full"))  # the ablations and analyses as well: `make study`
 OUTPUTS = config.get("outputs", "outputs")
 DATA_ROOT = config.get("data_root") or ""  # of videos and official annotations
 USABLE = "-p allow_missing {} -p skeletons '{}'".format(
@@ -23,6 +24,7 @@ DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
 COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
 GPU = min(1, len(visible_gpus()))
 STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each other instead
+STUDIES = ["12_ablation", "13_reliability", "14_poor_teachers", "15_projection"]
 RUN = (
     f"exec {sys.executable} -m uniego_utils.runner run {{input.notebook}} {{output}} {{params}}"
     " --threads {threads} --gpus {resources.gpu}"
@@ -146,11 +148,80 @@ rule spd:
         RUN
 
 
+rule ablation:
+    input:
+        CARD,
+        rules.spd.output,
+        sources_of("notebooks/12_ablation.ipynb"),
+        notebook="notebooks/12_ablation.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/12_ablation.ipynb",
+    params:
+        COMMON,
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
+rule reliability:
+    input:
+        CARD,
+        rules.spd.output,
+        sources_of("notebooks/13_reliability.ipynb"),
+        notebook="notebooks/13_reliability.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/13_reliability.ipynb",
+    params:
+        f"{COMMON} {WEIGHTS}",
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
+rule poor_teachers:
+    input:
+        CARD,
+        rules.reliability.output,
+        sources_of("notebooks/14_poor_teachers.ipynb"),
+        notebook="notebooks/14_poor_teachers.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/14_poor_teachers.ipynb",
+    params:
+        f"{COMMON} {WEIGHTS}",
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
+rule projection:
+    input:
+        CARD,
+        rules.proxies.output,
+        sources_of("notebooks/15_projection.ipynb"),
+        notebook="notebooks/15_projection.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/15_projection.ipynb",
+    params:
+        f"{COMMON} {WEIGHTS}",
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
 rule report:
     input:
         CARD,
         rules.teachers.output,
         expand(rules.spd.output, seed=SEEDS),
+        expand(f"{DONE}/seed{{seed}}/{{study}}.ipynb", seed=SEEDS, study=STUDIES) if FULL else [],
         sources_of("notebooks/10_report.ipynb"),
         notebook="notebooks/10_report.ipynb",
     output:

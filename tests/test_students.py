@@ -7,6 +7,7 @@ import torch
 
 from uniego_utils import spd, students
 from uniego_utils.extraction import prepare_teacher
+from uniego_utils.faults import DOSE_METHODS, misalign, train_doses
 from uniego_utils.features import write_features
 from uniego_utils.manifests import CARDS, from_mapping, load_card, merged
 from uniego_utils.merging import STARTS, merge_proxies
@@ -16,12 +17,15 @@ from uniego_utils.proxies import (
     BASELINE,
     NAIVE,
     common_start,
+    level_one_objective,
+    projected_teacher,
     teacher_targets,
     train_level_one,
     train_proxies,
 )
 from uniego_utils.recipes import PAPER
-from uniego_utils.runs import is_finished, read_json, read_tensors
+from uniego_utils.reliability import cross_fit, split_folds
+from uniego_utils.runs import digest, is_finished, read_json, read_tensors
 from uniego_utils.spd import (
     METHODS,
     known_methods,
@@ -219,3 +223,72 @@ def test_students_may_be_limited_to_some_clips(trained, tmp_path):
         one, two = weights_of(tmp_path / "one" / key), weights_of(tmp_path / "two" / key)
         assert all(torch.equal(one[name], two[name]) for name in one)
     assert read_json(tmp_path / "one" / "exo_skl" / "config.json")["config"]["rows"]
+
+
+@pytest.fixture(scope="module")
+def crossed(trained):
+    """Held-out logits of the pool, as notebook 13 leaves them."""
+    halves, _ = split_folds(trained.manifest("train"), trained.seed)
+    folder = trained.folder("13_reliability")
+    return folder, halves, cross_fit(trained, teacher_targets(trained, TEACHERS), folder, halves)
+
+
+def test_held_out_logits_come_from_proxies_that_have_not_seen_the_clip(trained, crossed):
+    folder, halves, held_out = crossed
+    for number, half in enumerate(halves):
+        for place, key in enumerate(TEACHERS):
+            run = folder / f"fold{number}" / key
+            seen = sorted(row for other in halves if other is not half for row in other)
+            assert read_json(run / "config.json")["config"]["rows"] == digest(seen)
+            assert read_json(folder / f"fold{number}" / "start" / "config.json")["config"]["rows"] == digest(
+                seen
+            )
+            logits = read_tensors(run / "outputs.safetensors")["train_logits"]
+            assert torch.equal(held_out[half, place], logits[half])
+
+
+def test_doses_add_misaligned_teachers_to_the_good_ones(trained, crossed, tmp_path):
+    doses = train_doses(trained, ["exo_skl"], ["ego_dino"], [0, 1], 1, tmp_path)
+    count = len(trained.manifest("train"))
+    assert {dose: tuple(chosen.shape) for dose, chosen in doses.items()} == {0: (count, 1), 1: (count, 2)}
+    for dose in (0, 1):
+        assert all(is_finished(tmp_path / f"dose{dose}" / name) for name in (*DOSE_METHODS, "merged", NAIVE))
+        taught = read_json(tmp_path / f"dose{dose}" / NAIVE / "config.json")["config"]["teachers"]
+        assert list(taught) == ["exo_skl", "ego_dino_misaligned"][: 1 + dose]
+    assert read_json(tmp_path / "dose0" / "merged" / "alpha.json") == {"exo_skl": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("good", "faulty", "doses", "message"),
+    [
+        (["exo_skl"], ["exo_skl"], [0], "exo_skl cannot be good and faulty"),
+        (["exo_skl"], ["ego_dino"], [2], "at most 1 faulty"),
+        (["exo_skl"], ["ego_dino"], [-1], "at most 1 faulty"),
+        ([], ["ego_dino"], [1], "need a good teacher"),
+        (["exo"], [], [0], "unknown teacher 'exo'"),
+    ],
+)
+def test_refuses_doses_that_make_no_pool(trained, good, faulty, doses, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_doses(trained, good, faulty, doses, 1, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_misaligned_features_are_the_same_rows_none_in_its_place():
+    features = torch.arange(40.0).view(20, 2)
+    moved = misalign(features, seed=1)
+    assert (moved != features).all() and torch.equal(moved.sort(0).values, features)
+    assert torch.equal(moved, misalign(features, seed=1)) and not torch.equal(
+        moved, misalign(features, seed=2)
+    )
+    with pytest.raises(ValueError, match="single clip"):
+        misalign(features[:1], seed=0)
+
+
+def test_a_projected_teacher_is_what_the_trained_proxys_loss_sees(trained):
+    targets = teacher_targets(trained, TEACHERS)
+    folder = trained.folder("02_proxy") / "exo_skl"
+    objective = level_one_objective(trained, "exo_skl", targets, 64)
+    objective.load_state_dict(read_tensors(folder / "objective.safetensors"))
+    expected = objective.project["exo_skl"](targets["exo_skl"])
+    torch.testing.assert_close(projected_teacher(folder, "exo_skl", targets["exo_skl"]), expected)

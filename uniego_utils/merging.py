@@ -432,9 +432,10 @@ def search_scale(mixer: Mixer, start: Weights, direction: Weights, scales: Seque
     return [{**record, "kept": record is best} for record in history]
 
 
-def describe_starts(stage: Stage, starts: Sequence[str], config: MergeConfig) -> dict[str, dict]:
-    """What decides each start, for its `config.json`."""
-    proxies = {key: stage.folder("02_proxy") / key for key in stage.card.teachers}
+def describe_starts(
+    stage: Stage, starts: Sequence[str], config: MergeConfig, proxies: Mapping[str, Path]
+) -> dict[str, dict]:
+    """What decides each start, for its `config.json`; `proxies` are run folders."""
     digests = {key: digest(folder / "model.safetensors") for key, folder in proxies.items()}
     general = describe_training(stage, config, None)
     clips = {key: general[key] for key in ("backbone", "video", "manifest")}
@@ -478,7 +479,12 @@ def shared_start(stage: Stage, expected: str) -> Weights:
     return {name: value.to(stage.device) for name, value in start.items()}
 
 
-def merge_proxies(stage: Stage, starts: Sequence[str] = STARTS) -> Path:
+def merge_proxies(
+    stage: Stage,
+    starts: Sequence[str] = STARTS,
+    proxies: Mapping[str, Path] | None = None,
+    folder: Path | None = None,
+) -> Path:
     """Merge a seed's proxies into starts for Level II and score each.
 
     Args:
@@ -486,6 +492,8 @@ def merge_proxies(stage: Stage, starts: Sequence[str] = STARTS) -> Path:
             uniform; `best` is the proxy and `soup` the greedy soup of the highest validation accuracy;
             `arithmetic` and `ties` go from the common start along the proxies' task vectors, as far as
             validation NLL is lowest.
+        proxies: key -> run folder; None: notebook 02's.
+        folder: where the starts go; None: notebook 03's.
 
     Returns:
         The folder with one run folder per start, each with `alpha.json` (teacher -> coefficient; for `layer`
@@ -498,23 +506,23 @@ def merge_proxies(stage: Stage, starts: Sequence[str] = STARTS) -> Path:
     """
     if unknown := [name for name in starts if name not in STARTS]:
         raise ValueError(f"unknown start {', '.join(unknown)}; choose of {', '.join(STARTS)}")
-    keys, proxies = list(stage.card.teachers), stage.folder("02_proxy")
+    proxies = proxies or {key: stage.folder("02_proxy") / key for key in stage.card.teachers}
+    keys, folder = list(proxies), folder or stage.folder("03_merging")
     cure = "run notebook 02_proxy with teacher = each"
     model = stage.backbone()
-    load = lambda key: load_student(proxies / key, cure)  # noqa: E731
+    load = lambda key: load_student(proxies[key], cure)  # noqa: E731
     stacked = stack_proxies(model.state_dict(), keys, load, stage.device)
     config = stage.preset.merge
     if stage.recipe.merge_lr is not None:
         config = replace(config, lr=stage.recipe.merge_lr, weight_decay=stage.recipe.merge_weight_decay)
-    configs = describe_starts(stage, starts, config)
+    configs = describe_starts(stage, starts, config, proxies)
 
-    folder = stage.folder("03_merging")
     todo = [name for name in starts if not start_run(folder / name, configs[name])]
     if not todo:
         print(f"{folder.name}: {', '.join(starts)} finished before, reused")
         return folder
     clips = {split: stage.clips(split) for split in SPLITS}
-    scores = {key: read_metrics(proxies / key) for key in keys}
+    scores = {key: read_metrics(proxies[key]) for key in keys}
     mixer = Mixer(stage, model.to(stage.device), stacked, clips)
     for name in todo:
         history = []

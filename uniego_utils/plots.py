@@ -30,6 +30,10 @@ OTHER_COLOURS = {
     **dict.fromkeys(("none", "control"), "#666666"),
     **dict.fromkeys(("all", "naive"), "#0077BB"),
     **dict.fromkeys(("best", "average", "merged", "merged_ce"), "#F4B183"),  # on the way to UNIEGO: paler
+    "all_proxies": "#222222",
+    "heldout": "#009988",
+    "gate": "#CC3377",
+    "random": "#BBBBBB",
 }
 METHOD_LABELS = {
     "none": "Ego baseline",
@@ -41,6 +45,32 @@ METHOD_LABELS = {
     "naive": "Naive multi-teacher, trained on",
     "merged_ce": "Merged, then labels alone",
     "uniego": "UNIEGO",
+    "layer": "Merged per layer",
+    "parameter": "Merged per parameter",
+    "soup": "Greedy soup",
+    "arithmetic": "Task arithmetic",
+    "ties": "TIES",
+    "start_all": "No merge, all proxies",
+    "start_spd": "No merge, SPD",
+    "after_best": "Best proxy, then SPD",
+    "after_average": "Average, then SPD",
+    "after_layer": "Merged per layer, then SPD",
+    "after_parameter": "Merged per parameter, then SPD",
+    "after_soup": "Greedy soup, then SPD",
+    "after_arithmetic": "Task arithmetic, then SPD",
+    "after_ties": "TIES, then SPD",
+    "all_proxies": "All proxies",
+    "ego_exo": "Top-1 (ego) + Top-1 (exo)",
+    "top2": "Top-2",
+    "top3": "Top-3",
+    "features_only": "SPD, features only",
+    "logits_only": "SPD, logits only",
+    "warm": "SPD at temperature 4",
+    "random": "One proxy by chance",
+    "heldout": "Selected by held-out loss",
+    "gate": "Learned selection (gate)",
+    "ca_mkd": "Weighted by confidence (CA-MKD)",
+    "unic": "All proxies, dropped by chance (UNIC)",
 }
 MOST_COLOURS = 24  # classes that colours can tell apart, with good will
 MOST_ROWS = 40  # classes that a figure lists; a dataset may have hundreds
@@ -333,3 +363,144 @@ def plot_alpha_by_layer(
     ax.tick_params(axis="y", rotation=0)
     plt.setp(ax.get_xticklabels(), ha="right")
     return ax
+
+
+def plot_before_after(
+    pairs: Mapping[str, tuple[float, float]], labels: Mapping[str, str], title: str
+) -> Axes:
+    """A line per start from its accuracy before Level II to that after it (percent); the best ends are named.
+
+    Args:
+        pairs: start -> (before, after). UNIEGO's own start, `merged`, is drawn in its colour.
+    """
+    _, ax = plt.subplots(figsize=(7, 0.3 * len(pairs) + 2), layout="constrained")
+    for name, ends in pairs.items():
+        own = name == "merged"
+        ax.plot(
+            [0, 1],
+            ends,
+            marker="o",
+            lw=2.5 if own else 1.3,
+            color=UNIEGO_COLOUR if own else "#777777",
+            zorder=3 if own else 2,
+        )
+    for side, place in enumerate(("right", "left")):
+        heights = _apart([ends[side] for ends in pairs.values()], ax)
+        for (name, ends), height in zip(pairs.items(), heights, strict=True):
+            text = f"{labels[name]}  {ends[side]:.1f}" if side == 0 else f"{ends[side]:.1f}  {labels[name]}"
+            ax.annotate(
+                text,
+                (side, height),
+                (side - 0.03 if side == 0 else side + 0.03, height),
+                ha=place,
+                va="center",
+                fontsize=8,
+            )
+    ax.set(xlim=(-0.75, 1.75), ylabel="accuracy (%)", title=title)
+    ax.set_xticks([0, 1], ["before SPD", "after SPD"])
+    return ax
+
+
+def _apart(values: Sequence[float], ax: Axes) -> np.ndarray:
+    """Heights for labels beside `values`, moved apart where they would overlap."""
+    low, high = ax.get_ylim()
+    step = 12 / 72 / ax.figure.get_figheight() / 0.8 * (high - low)
+    heights = np.array(values, dtype=float)
+    order = np.argsort(heights)
+    placed = heights[order]
+    for _ in range(100):  # push neighbours apart until none overlap
+        gaps = step - np.diff(placed)
+        if (gaps <= 1e-6).all():
+            break
+        shift = np.clip(gaps, 0, None) / 2
+        placed[:-1] -= shift
+        placed[1:] += shift
+    heights[order] = placed
+    return heights
+
+
+def plot_memory(known: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], title: str) -> Axes:
+    """Bars per proxy: percent correct on clips it was trained on (pale) and on clips held out from it."""
+    keys = list(next(iter(known.values())))
+    _, ax = plt.subplots(figsize=(7, 0.42 * len(keys) + 1.3), layout="constrained")
+    for row, (name, correct) in enumerate(known.items()):
+        places = np.arange(len(keys)) + (row - 0.5) * 0.38
+        bars = ax.barh(
+            places,
+            list(correct.values()),
+            0.36,
+            color=[colour_of(key) for key in keys],
+            alpha=0.35 + 0.65 * row,
+        )
+        ax.bar_label(bars, fmt=f"%.0f {name if not row else 'held out'}", padding=3, fontsize=7)
+    ax.set_yticks(range(len(keys)), [labels[key] for key in keys])
+    ax.set(xlim=(0, 135), xlabel="correct (%)", title=title)
+    ax.set_xticks(range(0, 101, 20))
+    ax.invert_yaxis()
+    return ax
+
+
+def plot_trust(
+    shares: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], rules: Mapping[str, str], title: str
+) -> Axes:
+    """A stacked bar per rule: each proxy's mean weight over the clips; what is missing is left to labels."""
+    _, ax = plt.subplots(figsize=(9, 0.5 * len(shares) + 1.6), layout="constrained")
+    for row, weights in enumerate(shares.values()):
+        left = 0.0
+        for key, weight in weights.items():
+            ax.barh(row, weight, left=left, color=colour_of(key), label=None if row else labels[key])
+            left += weight
+    ax.set_yticks(range(len(shares)), [rules[rule] for rule in shares])
+    ax.set(xlim=(0, 1), xlabel="share of the weight", title=title)
+    ax.invert_yaxis()
+    ax.figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return ax
+
+
+def plot_doses(table: pd.DataFrame, split: str, labels: Mapping[str, str], title: str) -> Figure:
+    """Accuracy and NLL against the number of misaligned teachers, a line a method: the mean over seeds, with
+    a band of one standard error where there are several.
+
+    `table` has columns dose, method, `<split>_top1`, `<split>_nll`, and seed where there are several.
+    """
+    figure, axs = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    units = {"top1": "accuracy (%)", "nll": "NLL (nats)"}
+    for ax, (metric, unit) in zip(axs, units.items(), strict=True):
+        for name in dict.fromkeys(table["method"]):
+            by_dose = table[table["method"] == name].groupby("dose")[f"{split}_{metric}"]
+            mean, error = by_dose.mean(), by_dose.sem().fillna(0.0)
+            ax.plot(mean.index, mean, marker="o", color=colour_of(name), label=labels[name])
+            ax.fill_between(mean.index, mean - error, mean + error, color=colour_of(name), alpha=0.15, lw=0)
+        ax.set(xlabel="misaligned teachers added", ylabel=f"{split} {unit}")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_directions(table: pd.DataFrame, labels: Mapping[str, str], title: str) -> Figure:
+    """Three looks at the two sides a projection may be on, a row a teacher.
+
+    `table`: rows teachers; columns spread_before, spread_after, cka_teacher_side, cka_student_side,
+    nll_teacher_side, nll_student_side.
+    """
+    figure, axs = plt.subplots(1, 3, figsize=(11, 0.42 * len(table) + 1.6), layout="constrained", sharey=True)
+    colours, places = [colour_of(key) for key in table.index], np.arange(len(table))
+    panels = {
+        "spread of the teacher's directions": ("spread_before", "spread_after"),
+        "gain in CKA with the teacher": ("cka_student_side", "cka_teacher_side"),
+        "validation NLL (nats)": ("nll_student_side", "nll_teacher_side"),
+    }
+    for ax, (name, (pale, full)) in zip(axs, panels.items(), strict=True):
+        ax.barh(places - 0.19, table[pale], 0.36, color=colours, alpha=0.35)
+        ax.barh(places + 0.19, table[full], 0.36, color=colours)
+        ax.set_xlabel(name)
+    low = table[["nll_student_side", "nll_teacher_side"]].to_numpy().min()
+    axs[2].set_xlim(0.9 * low, None)
+    axs[0].set_title("pale: before, full: after projection", fontsize=9)
+    axs[1].set_title("pale: student's side, full: teacher's side", fontsize=9)
+    axs[2].set_title("pale: student's side, full: teacher's side", fontsize=9)
+    axs[0].set_yticks(places, [labels[key] for key in table.index])
+    axs[0].invert_yaxis()
+    figure.suptitle(title)
+    return figure

@@ -9,7 +9,7 @@ from torch import Tensor
 from uniego_utils.backbones.timesformer import imagenet_weights, inflate
 from uniego_utils.features import read_features, standardise
 from uniego_utils.objectives import Classification, TeacherDistillation
-from uniego_utils.runs import digest
+from uniego_utils.runs import digest, read_tensors, require_finished
 from uniego_utils.stage import Stage
 from uniego_utils.students import describe_training, load_student, train_students
 from uniego_utils.training import Learner
@@ -30,12 +30,12 @@ def student_names(teacher: str, teachers: Iterable[str]) -> list[str]:
     return [teacher]
 
 
-def teacher_targets(stage: Stage, keys: Iterable[str]) -> dict[str, Tensor]:
-    """Train-split features (N, D_r) of the teachers, standardised if the card says so."""
-    manifest = stage.manifest("train")
+def teacher_targets(stage: Stage, keys: Iterable[str], split: str = "train") -> dict[str, Tensor]:
+    """A split's features (N, D_r) of the teachers, standardised over it if the card says so."""
+    manifest = stage.manifest(split)
     targets = {}
     for key in keys:
-        path = stage.outputs / "01_teacher_extraction" / key / "train.safetensors"
+        path = stage.outputs / "01_teacher_extraction" / key / f"{split}.safetensors"
         features = read_features(path, manifest, stage.card.teacher(key).width)
         targets[key] = standardise(features) if stage.method.standardise else features
     return targets
@@ -78,6 +78,16 @@ def level_one_objective(stage: Stage, name: str, targets: dict[str, Tensor], wid
     own = targets if name == NAIVE else {name: targets[name]}
     torch.manual_seed(stage.seed)  # a projection's start does not depend on which other students are trained
     return TeacherDistillation(own, width, stage.method, stage.recipe, smoothing)
+
+
+def projected_teacher(folder: Path, key: str, features: Tensor) -> Tensor:
+    """A teacher's features (N, D_r) as its trained proxy's loss sees them: (N, D).
+
+    Args:
+        folder: the proxy's run folder, of a recipe that projects the teacher.
+    """
+    tensors = read_tensors(require_finished(folder, "run notebook 02_proxy") / "objective.safetensors")
+    return features @ tensors[f"project.{key}.weight"].T + tensors[f"project.{key}.bias"]
 
 
 def train_proxies(stage: Stage, teacher: str) -> Path:

@@ -53,7 +53,8 @@ def split_folds(manifest: Manifest, seed: int) -> tuple[list[list[int]], str]:
     if len(set(people)) < FOLDS:
         del splitters["subject"]
     for by, splitter in splitters.items():
-        splits = splitter(FOLDS, shuffle=True, random_state=seed).split(labels, labels, people)
+        groups = people if by == "subject" else None
+        splits = splitter(FOLDS, shuffle=True, random_state=seed).split(labels, labels, groups)
         halves = [held_out.tolist() for _, held_out in splits]
         if all(set(labels[half]) == set(labels) for half in halves):
             return halves, by
@@ -76,13 +77,19 @@ def cross_fit(
         folder: holds `fold0/`, `fold1/` with a run folder per proxy.
         halves: from `split_folds`.
     """
-    held_out = None
     for number, half in enumerate(halves):
         fold = folder / f"fold{number}"
         rows = sorted(row for other in halves if other is not half for row in other)
         start = common_start(stage, fold, rows)
         train_level_one(stage, list(targets), targets, fold, "each", rows, start)
-        _, logits = proxy_outputs([fold / key for key in targets])
+    return held_out_logits(folder, list(targets), halves)
+
+
+def held_out_logits(folder: Path, keys: Sequence[str], halves: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (N, R, C) of proxies that `cross_fit` has trained in `folder`, each on what it has not seen."""
+    held_out = None
+    for number, half in enumerate(halves):
+        _, logits = proxy_outputs([folder / f"fold{number}" / key for key in keys])
         held_out = torch.empty_like(logits) if held_out is None else held_out
         held_out[list(half)] = logits[list(half)]
     return held_out

@@ -195,7 +195,7 @@ def train_level_two(
     pool: Sequence[Path],
     folder: Path,
     starts: Mapping[str, Path] | None = None,
-    pass_name: str = "spd",
+    targets: dict[str, Tensor] | None = None,
 ) -> None:
     """Train students of Level II in one pass over the data; each gets a run folder below `folder`.
 
@@ -205,7 +205,7 @@ def train_level_two(
             naive start, goes on learning from the teachers.
         pool: run folders of the R proxies.
         starts: `start_folders(stage)` unless given.
-        pass_name: names the pass's checkpoint in `folder`.
+        targets: the naive student's teachers, as for `train_level_one`; the card's unless given.
     """
     config, starts = stage.preset.spd, starts or start_folders(stage)
     features, logits = proxy_outputs(pool)
@@ -240,14 +240,18 @@ def train_level_two(
                 "weights": digest(weights[name].float().numpy().tobytes()),
             }
         elif method.start == NAIVE:
-            targets = teacher_targets(stage, stage.card.teachers)
+            targets = targets or teacher_targets(stage, stage.card.teachers)
             objective = level_one_objective(stage, NAIVE, targets, backbone.feature_width)
             objective.load_state_dict(read_tensors(starts[NAIVE] / "objective.safetensors"))
-            inputs |= {"lambda_feat": stage.method.lambda_feat, "lambda_cls": stage.method.lambda_cls}
+            inputs |= {
+                "lambda_feat": stage.method.lambda_feat,
+                "lambda_cls": stage.method.lambda_cls,
+                "teachers": {key: digest(value.numpy().tobytes()) for key, value in targets.items()},
+            }
         else:
             objective = Classification(config.label_smoothing)
         learners[name] = Learner(backbone, objective)
         configs[name] = describe_training(stage, config, start, **inputs)
     live = stage.recipe.spd_live_targets and bool(weights)
     teach = partial(watch_along, stage, pool, config.bf16) if live else None
-    train_students(stage, learners, configs, config, folder, pass_name, teach=teach)
+    train_students(stage, learners, configs, config, folder, "spd", teach=teach)
