@@ -1,6 +1,7 @@
 """Merging (equation 2): blends against loops, slopes against autograd through the blend, choices by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from uniego_utils import merging
 from uniego_utils.backbones import create_backbone
 from uniego_utils.manifests import MergeConfig
 from uniego_utils.merging import (
     LEVELS,
     MODEL,
+    STARTS,
     Mixer,
     greedy_soup,
     group_weights,
@@ -22,12 +25,15 @@ from uniego_utils.merging import (
     name_layers,
     reestimate_statistics,
     search_scale,
+    shared_start,
     stack_proxies,
     sum_of_task_vectors,
     ties_vector,
     time_step,
 )
-from uniego_utils.stage import open_stage
+from uniego_utils.recipes import RELEASED
+from uniego_utils.runs import digest, write_json
+from uniego_utils.stage import Stage, open_stage
 
 CPU = torch.device("cpu")
 R = 3  # proxies
@@ -493,6 +499,71 @@ def stage(tmp_path):
 def test_merge_proxies_refuses_unknown_starts(stage):
     with pytest.raises(ValueError, match="unknown start model, fisher; choose of merged, layer, parameter"):
         merge_proxies(stage, ["merged", "model", "fisher"])
+
+
+@pytest.fixture
+def described(stage, monkeypatch):
+    """starts -> their run folders' configs, of proxies in name only: no clips, no weights."""
+    configs = {}
+    monkeypatch.setattr(Stage, "manifest", lambda self, split: SimpleNamespace(digest=f"{split} clips"))
+    monkeypatch.setattr(merging, "stack_proxies", lambda *given: {})
+    monkeypatch.setattr(
+        merging, "start_run", lambda folder, config: configs.update({folder.name: config}) is None
+    )
+    for key in stage.card.teachers:
+        folder = stage.folder("02_proxy") / key
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(key.encode())
+        write_json(folder / "config.json", {"config": {"start": "one"}})
+
+    def describe(starts):
+        configs.clear()
+        merge_proxies(stage, starts)  # all taken for finished
+        return configs
+
+    return describe
+
+
+def test_runs_that_exist_keep_their_description(described, stage):
+    proxies = {key: digest(key.encode()) for key in stage.card.teachers}
+    merge = {"epochs": 2, "batch_size": 32, "lr": 0.02, "weight_decay": 0.01}
+    assert described(["merged", "average", "best"]) == {
+        "merged": {"seed": 0, "proxies": proxies, "start": "merged", "merge": merge},
+        "average": {"seed": 0, "proxies": proxies, "start": "average"},
+        "best": {"seed": 0, "proxies": proxies, "start": "best"},
+    }
+
+
+def test_what_is_chosen_on_validation_clips_says_so(described):
+    configs = described(STARTS)
+    chosen = [name for name in STARTS if configs[name].get("validation") == "val clips"]
+    assert chosen == ["soup", "arithmetic", "ties"]
+    assert 1 / 9 in configs["arithmetic"]["scales"] and 1.0 in configs["ties"]["scales"]  # mean task vectors
+    assert configs["ties"]["common_start"] == "one" and configs["layer"]["manifest"] == "train clips"
+
+
+def test_the_recipes_rate_is_that_of_all_learned_starts(described, stage):
+    object.__setattr__(stage, "recipe", RELEASED)  # the folder's name stays
+    configs = described(list(LEVELS))
+    assert [config["merge"]["lr"] for config in configs.values()] == [0.01] * 3
+    assert [config["merge"]["weight_decay"] for config in configs.values()] == [0.0] * 3
+
+
+def test_refuses_task_vectors_without_a_common_start(described, stage):
+    write_json(stage.folder("02_proxy") / "exo_skl" / "config.json", {"config": {"start": "other"}})
+    described(["merged", "soup"])
+    with pytest.raises(ValueError, match="do not share one start, from which ties measures"):
+        described(["ties"])
+
+
+def test_refuses_another_start_than_the_proxies(stage, monkeypatch):
+    monkeypatch.setattr(Stage, "manifest", lambda self, split: SimpleNamespace(digest=f"{split} clips"))
+    start = {"w": torch.arange(3.0)}
+    monkeypatch.setattr(merging, "common_start", lambda stage: start)
+    given = shared_start(stage, digest(start["w"].numpy().tobytes()))
+    assert torch.equal(given["w"], start["w"])
+    with pytest.raises(ValueError, match="not the one that the proxies were trained from"):
+        shared_start(stage, digest(b"another"))
 
 
 @pytest.mark.parametrize("level", LEVELS.values())
