@@ -121,7 +121,7 @@ rule merging:
     output:
         f"{DONE}/seed{{seed}}/03_merging.ipynb",
     params:
-        COMMON,
+        f"{COMMON} {WEIGHTS}",
         lambda wildcards: f"-p seed {wildcards.seed}",
     threads: STUDENT_THREADS
     resources:
@@ -157,7 +157,7 @@ rule ablation:
     output:
         f"{DONE}/seed{{seed}}/12_ablation.ipynb",
     params:
-        COMMON,
+        f"{COMMON} {WEIGHTS}",
         lambda wildcards: f"-p seed {wildcards.seed}",
     resources:
         gpu=GPU,
@@ -227,7 +227,7 @@ rule report:
     output:
         f"{DONE}/10_report.ipynb",
     params:
-        f"{COMMON} -p seeds '{SEEDS}'",
+        f"{COMMON} {WEIGHTS} -p seeds '{SEEDS}'",
     resources:
         gpu=0,
     shell:

@@ -22,7 +22,8 @@ from uniego_utils.runner import MAX_SHIPPED_BYTES, run_notebook
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 DATASET = "mocap"
-STUDENTS = ("02_proxy", "03_merging", "04_spd")
+STUDIES = ("12_ablation", "13_reliability", "14_poor_teachers", "15_projection")
+STUDENTS = ("02_proxy", "03_merging", "04_spd", *STUDIES)
 # Folders of a machine, not of this project; the lookbehind spares URLs and relative paths.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~}])(/(home|Users|root|tmp|var|mnt|opt|srv|work)/\w|[A-Z]:\\\\)")
 
@@ -97,6 +98,8 @@ def outputs(tmp_path_factory) -> Path:
     run_in(folder, "02_proxy", teacher="each")
     run_in(folder, "03_merging")
     run_in(folder, "04_spd")
+    for study in STUDIES:
+        run_in(folder, study)
     run_in(folder, "10_report", seeds=[0])
     return folder
 

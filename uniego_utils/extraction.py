@@ -25,10 +25,19 @@ from uniego_utils.features import (
     write_features,
 )
 from uniego_utils.manifests import Manifest
-from uniego_utils.runs import finish_run, is_finished, read_json, read_tensors, start_run, write_tensors
+from uniego_utils.runs import (
+    finish_run,
+    is_finished,
+    read_json,
+    read_tensors,
+    require_finished,
+    start_run,
+    write_tensors,
+)
 from uniego_utils.stage import Stage
 from uniego_utils.teachers import MODULES, fingerprint, fit_teacher, is_fitted_here, load_teacher, plan
 from uniego_utils.teachers.batches import Job
+from uniego_utils.training import score
 
 SHARD = 512  # clips
 BATCH = 16  # clips
@@ -89,6 +98,38 @@ def prepare_teacher(stage: Stage, key: str) -> Path:
         f"{clips} clips extracted in {extracted - fitted:.0f} s, probe {probe:.1f} %"
     )
     return folder
+
+
+def classify_clips(stage: Stage, key: str, split: str, folder: Path) -> dict[str, float]:
+    """How well a teacher names the action by itself: the paper's exocentric inference (Table 2).
+
+    Args:
+        key: a teacher that was fitted here on labels, with a classifier of its own.
+        folder: run folder for its features of the split; reused if finished.
+
+    Returns:
+        `<split>_top1` in percent and `<split>_nll` in nats.
+
+    Raises:
+        ValueError: the teacher has no classifier.
+        FileNotFoundError: it was not fitted yet.
+    """
+    job = plan(key, stage.card, stage.preset, stage.device, stage.seed, stage.weights)
+    fitted = stage.outputs / "01_teacher_extraction" / key / "model"
+    if is_fitted_here(job):
+        require_finished(fitted, "run notebook 01_teacher_extraction")
+    model, manifest = load_teacher(job, fitted), stage.manifest(split)
+    if not isinstance(getattr(model, "head", None), nn.Linear):
+        raise ValueError(f"{key} has no classifier of its own; choose a teacher that is trained on labels")
+    config = {"fingerprint": fingerprint(job, model), "manifest": manifest.digest}
+    if not start_run(folder, config):
+        extract(job, model, manifest, folder, [stage.device])
+        features = join_shards(job, manifest, folder).to(stage.device)
+        with torch.inference_mode():
+            logits = model.head(features).float().cpu()
+        scores = score(logits, torch.tensor(manifest.labels))
+        finish_run(folder, {f"{split}_{name}": value for name, value in scores.items()})
+    return read_json(folder / "metrics.json")
 
 
 def shard_files(folder: Path, manifest: Manifest, shard: int = SHARD) -> dict[range, Path]:

@@ -3,7 +3,7 @@
 import base64
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +44,55 @@ def collect(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
         for seed, path in seeds.items()
     ]
     return pd.DataFrame(rows)
+
+
+def finished_only(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, dict[int, Path]]:
+    """Those of `folders` that are finished; a method without any is left out."""
+    kept = {
+        method: {s: path for s, path in seeds.items() if is_finished(path)}
+        for method, seeds in folders.items()
+    }
+    return {method: seeds for method, seeds in kept.items() if seeds}
+
+
+def selection_shares(folders: Mapping[int, Path]) -> pd.DataFrame:
+    """Per seed the share of training clips that learn from each proxy, from notebook 04's `selection.csv`."""
+    return pd.DataFrame(
+        {
+            seed: pd.read_csv(path / "selection.csv", index_col="clip_id").mean()
+            for seed, path in folders.items()
+        }
+    ).T
+
+
+def collect_doses(folders: Mapping[int, Path], methods: Iterable[str]) -> pd.DataFrame:
+    """Scores of notebook 14's finished students: columns dose, method, seed, and as of `collect`.
+
+    Args:
+        folders: seed -> its folder, which need not be there; no rows where none is.
+        methods: in the order that figures keep.
+    """
+    found = [
+        {
+            "dose": int(path.parent.name.removeprefix("dose")),
+            "method": name,
+            "seed": seed,
+            **read_metrics(path),
+        }
+        for name in methods
+        for seed, folder in folders.items()
+        for path in folder.glob(f"dose*/{name}")
+        if is_finished(path)
+    ]
+    return pd.DataFrame(found)
+
+
+def mean_tables(paths: Mapping[int, Path]) -> pd.DataFrame:
+    """Of tables with equal columns, a file a seed: each column's mean over all rows and seeds, its standard
+    deviation over seeds, and how many seeds there are. Files that do not exist are left out."""
+    means = {seed: pd.read_csv(path, index_col=0).mean() for seed, path in paths.items() if path.is_file()}
+    table = pd.DataFrame(means)
+    return pd.DataFrame({"mean": table.mean(axis=1), "sd": table.std(axis=1), "seeds": table.count(axis=1)})
 
 
 def finished_seeds(stage: Stage) -> list[int]:
