@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from uniego_utils import extraction, teachers
-from uniego_utils.extraction import extract, join_shards, missing_shards, prepare_teacher
+from uniego_utils.extraction import classify_clips, extract, join_shards, missing_shards, prepare_teacher
 from uniego_utils.manifests import Card, Manifest, from_mapping, load_card, load_manifest
 from uniego_utils.recipes import PAPER
 from uniego_utils.runs import read_notes, read_tensors
@@ -224,3 +224,27 @@ def test_a_full_disk_is_noticed_before_it_starts(stage, monkeypatch):
     monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
     with pytest.raises(OSError, match="features of 30 clips need .* make room or choose other `outputs`"):
         prepare_teacher(stage, "ego_rgb")
+
+
+def test_a_teacher_answers_by_itself_with_its_own_classifier(stage):
+    folder = stage.outputs / "10_report" / "exo_inference" / "ego_rgb"
+    with pytest.raises(FileNotFoundError, match="01_teacher_extraction"):
+        classify_clips(stage, "ego_rgb", "val", folder)
+    prepare_teacher(stage, "ego_rgb")
+    scores = classify_clips(stage, "ego_rgb", "val", folder)
+
+    job = teachers.plan("ego_rgb", stage.card, stage.preset, progress=False)
+    model = teachers.load_teacher(job, stage.outputs / "01_teacher_extraction" / "ego_rgb" / "model")
+    manifest = stage.manifest("val")
+    right, loss = 0, 0.0
+    with torch.inference_mode():
+        for row, clip in enumerate(teachers.MODULES["timesformer"].clips(job, manifest)):
+            logits = model(clip[None])[1][0]
+            label = manifest.labels[row]
+            right += int(logits.argmax() == label)
+            loss += (logits.logsumexp(0) - logits[label]).item()
+            if row + 1 == len(manifest):
+                break
+    expected = {"val_top1": 100 * right / len(manifest), "val_nll": loss / len(manifest)}
+    assert scores == pytest.approx(expected, rel=1e-4)
+    assert classify_clips(stage, "ego_rgb", "val", folder) == scores

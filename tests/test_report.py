@@ -11,9 +11,13 @@ from scipy import stats
 
 from uniego_utils.report import (
     collect,
+    collect_doses,
+    finished_only,
     interval,
+    mean_tables,
     paired_differences,
     results_table,
+    selection_shares,
     summarise,
     text_table,
     write_page,
@@ -201,3 +205,38 @@ def test_a_page_shows_what_was_given_as_text(page):
 
 def test_a_page_fits_a_phone(page):
     assert "width=device-width" in page and "max-width:100%" in page and "overflow-x:auto" in page
+
+
+def test_unfinished_runs_are_left_out_on_request(folders, tmp_path):
+    asked = folders | {"all": folders["all"] | {7: tmp_path / "none"}, "gate": {0: tmp_path / "none"}}
+    assert finished_only(asked) == folders
+
+
+def test_selection_shares_are_means_over_clips(tmp_path):
+    for seed, picks in {0: [1, 0, 0, 1], 3: [0, 0, 0, 1]}.items():
+        (tmp_path / str(seed)).mkdir()
+        table = pd.DataFrame({"none": [1 - pick for pick in picks], "exo_skl": picks}, index=list("abcd"))
+        table.rename_axis("clip_id").to_csv(tmp_path / str(seed) / "selection.csv")
+    shares = selection_shares({seed: tmp_path / str(seed) for seed in (0, 3)})
+    assert shares.to_dict("index") == {
+        0: {"none": 0.5, "exo_skl": 0.5},
+        3: {"none": 0.75, "exo_skl": 0.25},
+    }
+
+
+def test_doses_are_collected_in_the_methods_order(tmp_path):
+    for seed, dose, method, top1 in [(0, 3, "uniego", 50.0), (0, 0, "naive", 40.0), (1, 0, "uniego", 60.0)]:
+        finish_run(tmp_path / str(seed) / f"dose{dose}" / method, metrics(top1))
+    (tmp_path / "1" / "dose0" / "naive").mkdir()  # not finished
+    finish_run(tmp_path / "0" / "dose0" / "merged", metrics(1.0))  # not asked for
+    table = collect_doses({seed: tmp_path / str(seed) for seed in (0, 1, 2)}, ["uniego", "naive"])
+    kept = table[["method", "seed", "dose", "test_top1"]].to_numpy().tolist()
+    assert kept == [["uniego", 0, 3, 50.0], ["uniego", 1, 0, 60.0], ["naive", 0, 0, 40.0]]
+    assert collect_doses({2: tmp_path / "2"}, ["uniego"]).empty
+
+
+def test_mean_tables_average_rows_first_then_seeds(tmp_path):
+    pd.DataFrame({"spread": [0.2, 0.4]}, index=["a", "b"]).to_csv(tmp_path / "0.csv")
+    pd.DataFrame({"spread": [0.5, 0.7]}, index=["a", "b"]).to_csv(tmp_path / "1.csv")
+    table = mean_tables({seed: tmp_path / f"{seed}.csv" for seed in (0, 1, 2)})
+    assert table.loc["spread"].tolist() == pytest.approx([0.45, statistics.stdev([0.3, 0.6]), 2])

@@ -21,7 +21,7 @@ def opened(names=None, **changed):
 
 def test_a_stage_has_the_cards_numbers():
     stage, card = opened(), load_card(DATASET)
-    assert stage.card == card and stage.preset == card.preset(PRESET) and stage.recipe_name == "paper"
+    assert stage.card == card and stage.preset == card.preset(PRESET) and stage.recipe_name == card.recipe
     for name, value in stage.preset.method.items():
         assert getattr(stage.method, name) == value
 

@@ -22,7 +22,6 @@ DOSE_METHODS = {
     "naive": Method("naive multi-teacher distillation, Levels I and II", NAIVE),
     "all_proxies": Method("merged start, all proxies"),
     "uniego": Method("merged start, selected proxies"),
-    "heldout": Method("merged start, selected by held-out loss"),
     "gate": Method("merged start, weighted by the gate"),
 }
 
@@ -85,7 +84,6 @@ def train_doses(
         weights = {
             "all_proxies": shares(torch.ones(logits.shape[:2])),
             "uniego": shares(chosen[dose]),
-            "heldout": shares(select_proxies(seen, labels, k)),
             "gate": learn_gate(gate_inputs(logits, labels, student), seen, labels, halves, stage.seed),
         }
         starts = {"merged": own / "merged", NAIVE: own / NAIVE}

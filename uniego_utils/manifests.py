@@ -129,6 +129,7 @@ class Card:
     splits: tuple[str, ...] = ("train", "val", "test")
     teacher_split: str = "train"  # the split teachers are fitted on, where they are fitted here
     skeleton: str | None = None  # name of the joint layout
+    recipe: str = "paper"  # the usual reading of the method, of uniego_utils.recipes
     builder: str = "folder"  # the module of uniego_utils.datasets that makes its manifests
 
     @property

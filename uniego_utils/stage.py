@@ -72,7 +72,7 @@ class Stage:
 
     def folder(self, notebook: str, **changed: object) -> Path:
         """Run folder of a notebook for this stage's seed, recipe and backbone, e.g. `02_proxy/seed0`."""
-        recipe = None if self.recipe_name == "paper" else self.recipe_name
+        recipe = None if self.recipe_name == self.card.recipe else self.recipe_name
         usual = self.card.presets[next(iter(self.card.presets))].backbone
         backbone = None if self.preset.backbone == usual else self.preset.backbone
         return self.outputs / notebook / run_name(self.seed, recipe=recipe, backbone=backbone, **changed)
@@ -87,7 +87,7 @@ def open_stage(
     outputs: str,
     data_root: str = "",
     backbone: str = "",
-    recipe: str = "paper",
+    recipe: str = "",
     interactive: bool = False,
     weights: str | None = None,
     **own: object,
@@ -102,6 +102,7 @@ def open_stage(
         outputs: where everything is written; a relative path is meant from the project's folder.
         data_root: where videos and official annotations lie; empty for `<outputs>/<dataset>/00_data`.
         backbone: empty for the preset's.
+        recipe: empty for the card's.
         weights: local file or folder of pretrained weights, empty for the hub; None in notebooks without it.
         own: the notebook's own parameters, listed in the error about unknown ones.
 
@@ -148,8 +149,8 @@ def open_stage(
         card=card,
         preset=chosen,
         method=replace(card.method, **chosen.method),
-        recipe=recipe_called(recipe),
-        recipe_name=recipe,
+        recipe=recipe_called(recipe or card.recipe),
+        recipe_name=recipe or card.recipe,
         seed=seed,
         data_root=project_path(data_root) if data_root else folder / "00_data",
         outputs=folder,
