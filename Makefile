@@ -28,7 +28,7 @@ help:
 	@echo "make test       lint, then every test, then every notebook at a small size"
 	@echo "make lint       ruff alone"
 	@echo "make lab        JupyterLab on the notebooks"
-	@echo "make notebooks  put the outputs and figures of the last demo into notebooks/ and docs/figures/"
+	@echo "make notebooks  put the outputs, figures and claims of the last study into notebooks/ and docs/"
 
 demo: .venv/ready
 	$(BIN)/snakemake --profile profiles/$(PROFILE) --config \
@@ -53,8 +53,10 @@ lab: .venv/ready
 
 notebooks: .venv/ready
 	$(BIN)/python -m uniego_utils.runner ship $(OUTPUTS)/$(DATASET)/notebooks notebooks
-	@mkdir -p docs/figures
-	cp $(addprefix $(OUTPUTS)/$(DATASET)/,00_data/clip.jpg 01_teacher_extraction/probe.png 10_report/results.png) docs/figures
+	@mkdir -p docs/figures docs/results
+	cp $(addprefix $(OUTPUTS)/$(DATASET)/,00_data/clip.jpg 01_teacher_extraction/probe.png 10_report/results.png \
+		10_report/before_after.png 10_report/doses.png 15_projection/seed0/directions.png) docs/figures
+	cp $(OUTPUTS)/$(DATASET)/10_report/claims.md docs/results/$(DATASET).md
 
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

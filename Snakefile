@@ -108,6 +108,7 @@ rule proxies:
         f"{COMMON} {WEIGHTS} -p teacher each",
         lambda wildcards: f"-p seed {wildcards.seed}",
     threads: STUDENT_THREADS
+    priority: 40
     resources:
         gpu=GPU,
     shell:
@@ -126,6 +127,7 @@ rule merging:
         f"{COMMON} {WEIGHTS}",
         lambda wildcards: f"-p seed {wildcards.seed}",
     threads: STUDENT_THREADS
+    priority: 40
     resources:
         gpu=GPU,
     shell:
@@ -144,6 +146,7 @@ rule spd:
         COMMON,
         lambda wildcards: f"-p seed {wildcards.seed}",
     threads: STUDENT_THREADS
+    priority: 40
     resources:
         gpu=GPU,
     shell:
@@ -161,6 +164,7 @@ rule ablation:
     params:
         f"{COMMON} {WEIGHTS}",
         lambda wildcards: f"-p seed {wildcards.seed}",
+    priority: 30
     resources:
         gpu=GPU,
     shell:
@@ -178,6 +182,7 @@ rule reliability:
     params:
         f"{COMMON} {WEIGHTS}",
         lambda wildcards: f"-p seed {wildcards.seed}",
+    priority: 20
     resources:
         gpu=GPU,
     shell:
@@ -212,6 +217,7 @@ rule projection:
     params:
         f"{COMMON} {WEIGHTS}",
         lambda wildcards: f"-p seed {wildcards.seed}",
+    priority: 10
     resources:
         gpu=GPU,
     shell:

@@ -60,7 +60,7 @@ def create_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> tor
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
     raise ValueError(f"unknown optimizer {config.optimizer!r}; choose sgd or adamw")
 
 
