@@ -384,18 +384,14 @@ def plot_before_after(
             color=UNIEGO_COLOUR if own else "#777777",
             zorder=3 if own else 2,
         )
-    for side, place in enumerate(("right", "left")):
-        heights = _apart([ends[side] for ends in pairs.values()], ax)
-        for (name, ends), height in zip(pairs.items(), heights, strict=True):
-            text = f"{labels[name]}  {ends[side]:.1f}" if side == 0 else f"{ends[side]:.1f}  {labels[name]}"
-            ax.annotate(
-                text,
-                (side, height),
-                (side - 0.03 if side == 0 else side + 0.03, height),
-                ha=place,
-                va="center",
-                fontsize=8,
-            )
+    heights = [_apart([ends[side] for ends in pairs.values()], ax) for side in (0, 1)]
+    for side, (align, shift) in enumerate((("right", -0.03), ("left", 0.03))):
+        for (name, ends), height in zip(pairs.items(), heights[side], strict=True):
+            words = (labels[name], f"{ends[side]:.1f}")
+            text = "  ".join(words if side == 0 else words[::-1])
+            ax.text(side + shift, height, text, ha=align, va="center", fontsize=8)
+    low, high = ax.get_ylim()  # labels that were pushed apart need room too
+    ax.set_ylim(min(low, *map(np.min, heights)), max(high, *map(np.max, heights)))
     ax.set(xlim=(-0.75, 1.75), ylabel="accuracy (%)", title=title)
     ax.set_xticks([0, 1], ["before SPD", "after SPD"])
     return ax
