@@ -34,6 +34,9 @@ OTHER_COLOURS = {
     "heldout": "#009988",
     "gate": "#CC3377",
     "random": "#BBBBBB",
+    "uniego_unlabelled": "#AA3300",
+    "all_unlabelled": "#222222",
+    **dict.fromkeys(("self_unlabelled", "control_long"), "#666666"),
 }
 METHOD_LABELS = {
     "none": "Ego baseline",
@@ -71,6 +74,10 @@ METHOD_LABELS = {
     "gate": "Learned selection (gate)",
     "ca_mkd": "Weighted by confidence (CA-MKD)",
     "unic": "All proxies, dropped by chance (UNIC)",
+    "uniego_unlabelled": "UNIEGO with unlabelled clips",
+    "all_unlabelled": "All proxies with unlabelled clips",
+    "self_unlabelled": "Ego baseline teaches itself, unlabelled clips",
+    "control_long": "Ego baseline, labels alone, as many steps",
 }
 MOST_COLOURS = 24  # classes that colours can tell apart, with good will
 MOST_ROWS = 40  # classes that a figure lists; a dataset may have hundreds
@@ -304,7 +311,7 @@ def plot_selection(shares: pd.DataFrame, title: str) -> Axes:
     return ax
 
 
-def plot_results(results: pd.DataFrame, labels: Mapping[str, str], title: str) -> Axes:
+def plot_results(results: pd.DataFrame, labels: Mapping[str, str], title: str, split: str = "test") -> Axes:
     """Accuracy per method: a dot a seed, a bar at the mean.
 
     `results` has columns method, seed, top1 (percent); methods are drawn in order of appearance.
@@ -316,7 +323,7 @@ def plot_results(results: pd.DataFrame, labels: Mapping[str, str], title: str) -
         ax.plot(values, [place] * len(values), "o", color=colour_of(method), ms=5, alpha=0.55, mew=0)
         ax.plot([values.mean()] * 2, [place - 0.35, place + 0.35], color=colour_of(method), lw=3)
     ax.set_yticks(range(len(methods)), [labels[method] for method in methods])
-    ax.set(xlabel="test accuracy (%); a dot a seed, a bar their mean", title=title)
+    ax.set(xlabel=f"{split} accuracy (%); a dot a seed, a bar their mean", title=title)
     ax.grid(axis="x", alpha=0.3)
     ax.invert_yaxis()
     return ax
@@ -498,5 +505,34 @@ def plot_directions(table: pd.DataFrame, labels: Mapping[str, str], title: str) 
     axs[2].set_title("pale: student's side, full: teacher's side", fontsize=9)
     axs[0].set_yticks(places, [labels[key] for key in table.index])
     axs[0].invert_yaxis()
+    figure.suptitle(title)
+    return figure
+
+
+def plot_retrieval(
+    scores: pd.DataFrame, chance: Mapping[str, float], labels: Mapping[str, str], title: str
+) -> Figure:
+    """A panel per metric (columns of `scores`, fractions), a dot per method (its index), best to the right.
+
+    `chance` has what features without meaning reach in each metric: a dotted line.
+    """
+    size = (3.2 * scores.shape[1] + 2, 0.32 * len(scores) + 1.3)
+    figure, axs = plt.subplots(
+        1, scores.shape[1], figsize=size, layout="constrained", sharey=True, squeeze=False
+    )
+    places, colours = np.arange(len(scores)), [colour_of(method) for method in scores.index]
+    for ax, (metric, values) in zip(axs[0], scores.items(), strict=True):
+        ax.hlines(places, chance[metric], values, color=colours, lw=1.5)
+        ax.scatter(values, places, color=colours, s=36, zorder=3)
+        for place, value in zip(places, values, strict=True):
+            ax.annotate(
+                f"{value:.3f}", (value, place), (6, 5), textcoords="offset points", fontsize=7, ha="center"
+            )
+        ax.axvline(chance[metric], color="k", ls=":", lw=1)
+        ax.set(xlabel=metric)
+        ax.margins(x=0.12, y=0.12)
+        ax.grid(axis="x", alpha=0.3)
+    axs[0][0].set_yticks(places, [labels[method] for method in scores.index])
+    axs[0][0].invert_yaxis()
     figure.suptitle(title)
     return figure
