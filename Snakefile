@@ -24,9 +24,8 @@ DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
 COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
 GPU = min(1, len(visible_gpus()))
 STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each other instead
-STUDIES = ["12_ablation", "13_reliability"]  # for every seed
-FEW_SEEDS = SEEDS[:4]
-LONG_STUDIES = ["14_poor_teachers", "15_projection"]  # for few of them
+FEW_SEEDS = SEEDS[:3]
+LONG_STUDIES = ["13_reliability", "14_poor_teachers", "15_projection", "16_unlabelled"]  # for few seeds
 RUN = (
     f"exec {sys.executable} -m uniego_utils.runner run {{input.notebook}} {{output}} {{params}}"
     " --threads {threads} --gpus {resources.gpu}"
@@ -171,6 +170,24 @@ rule ablation:
         RUN
 
 
+rule unlabelled:
+    input:
+        CARD,
+        rules.spd.output,
+        sources_of("notebooks/16_unlabelled.ipynb"),
+        notebook="notebooks/16_unlabelled.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/16_unlabelled.ipynb",
+    params:
+        COMMON,
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    priority: 25
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
 rule reliability:
     input:
         CARD,
@@ -229,7 +246,7 @@ rule report:
         CARD,
         rules.teachers.output,
         expand(rules.spd.output, seed=SEEDS),
-        expand(f"{DONE}/seed{{seed}}/{{study}}.ipynb", seed=SEEDS, study=STUDIES) if FULL else [],
+        expand(rules.ablation.output, seed=SEEDS) if FULL else [],
         expand(f"{DONE}/seed{{seed}}/{{study}}.ipynb", seed=FEW_SEEDS, study=LONG_STUDIES) if FULL else [],
         sources_of("notebooks/10_report.ipynb"),
         notebook="notebooks/10_report.ipynb",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -28,7 +29,9 @@ from uniego_utils.reliability import cross_fit, split_folds
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors
 from uniego_utils.spd import (
     METHODS,
+    Method,
     known_methods,
+    outputs_on,
     proxy_outputs,
     proxy_pool,
     select_proxies,
@@ -292,3 +295,31 @@ def test_a_projected_teacher_is_what_the_trained_proxys_loss_sees(trained):
     objective.load_state_dict(read_tensors(folder / "objective.safetensors"))
     expected = objective.project["exo_skl"](targets["exo_skl"])
     torch.testing.assert_close(projected_teacher(folder, "exo_skl", targets["exo_skl"]), expected)
+
+
+def test_outputs_on_a_split_are_the_stored_ones(trained):
+    pool = proxy_pool(trained)
+    for fresh, stored in zip(outputs_on(trained, pool, "train"), proxy_outputs(pool), strict=True):
+        torch.testing.assert_close(fresh, stored, rtol=1e-4, atol=1e-4)
+
+
+def test_unlabelled_clips_teach_without_their_labels(trained, tmp_path):
+    """The same student whatever the labels of the unlabelled split are; another one without that split."""
+    pool = proxy_pool(trained)
+    _, logits = proxy_outputs(pool)
+    others = len(trained.manifest("pool"))
+    method = {"all": Method("all proxies")}
+    weights = {"all": shares(torch.ones(len(logits) + others, len(pool)))}
+    train_level_two(trained, method, weights, pool, tmp_path / "one", unlabelled="pool")
+
+    path = trained.data / "pool.csv"
+    before = path.read_text()
+    rows = pd.read_csv(path)
+    rows.assign(label=rows["label"].to_numpy()[::-1]).to_csv(path, index=False)
+    train_level_two(trained, method, weights, pool, tmp_path / "two", unlabelled="pool")
+    path.write_text(before)
+    train_level_two(trained, method, {"all": weights["all"][: len(logits)]}, pool, tmp_path / "three")
+
+    one, two, three = (weights_of(tmp_path / name / "all") for name in ("one", "two", "three"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], three[name]) for name in one)

@@ -177,8 +177,8 @@ def results_table(scores: pd.DataFrame, labels: Mapping[str, str], of: str = "un
             "Method": [labels[method] for method in summary["method"]],
             "Accuracy (%)": [spread(r.top1, r.top1_sd, 1) for r in summary.itertuples()],
             "NLL (nats)": [spread(r.nll, r.nll_sd, 3) for r in summary.itertuples()],
-            "UNIEGO minus it (points)": [difference(top1, method, 1) for method in summary["method"]],
-            "UNIEGO minus it (NLL)": [difference(nll, method, 3) for method in summary["method"]],
+            f"{labels[of]} minus it (points)": [difference(top1, method, 1) for method in summary["method"]],
+            f"{labels[of]} minus it (NLL)": [difference(nll, method, 3) for method in summary["method"]],
         }
     )
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniego_utils.merging import STARTS
@@ -14,8 +14,15 @@ from uniego_utils.objectives import Classification, ProxyDistillation, proxy_cro
 from uniego_utils.proxies import BASELINE, NAIVE, START, common_start, level_one_objective, teacher_targets
 from uniego_utils.runs import digest, read_tensors
 from uniego_utils.stage import Stage
-from uniego_utils.students import describe_training, load_outputs, load_student, train_students
-from uniego_utils.training import Learner, Teach, autocast
+from uniego_utils.students import (
+    EVALUATION_BATCH,
+    describe_training,
+    load_outputs,
+    load_student,
+    train_students,
+)
+from uniego_utils.training import Learner, Teach, autocast, predict
+from uniego_utils.video import UNKNOWN, loader
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,24 @@ def proxy_outputs(pool: Sequence[Path]) -> tuple[Tensor, Tensor]:
     return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
 
 
+def outputs_on(stage: Stage, pool: Sequence[Path], split: str) -> tuple[Tensor, Tensor]:
+    """Features (M, R, D) and logits (M, R, C) of R proxies on any split, from their weights."""
+    clips, each = stage.clips(split), []
+    for proxy in load_proxies(stage, pool):
+        each.append(predict(proxy, loader(clips, EVALUATION_BATCH), stage.device, stage.preset.spd.bf16))
+    return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
+
+
+def load_proxies(stage: Stage, pool: Sequence[Path]) -> list[nn.Module]:
+    """The proxies of these run folders, on the stage's device, in eval mode."""
+    proxies = []
+    for folder in pool:
+        proxy = stage.backbone()
+        proxy.load_state_dict(load_student(folder, "run notebook 02_proxy"))
+        proxies.append(proxy.to(stage.device).eval())
+    return proxies
+
+
 def proxy_pool(stage: Stage) -> list[Path]:
     """The run folders of the card's proxies, in its order."""
     return [stage.folder("02_proxy") / key for key in stage.card.teachers]
@@ -172,11 +197,7 @@ def watch_along(stage: Stage, pool: Sequence[Path], bf16: bool) -> Teach:
     Returns:
         A function that adds `proxy_features` (B, R, D) and `proxy_logits` (B, R, C) to a batch.
     """
-    proxies = []
-    for folder in pool:
-        proxy = stage.backbone()
-        proxy.load_state_dict(load_student(folder, "run notebook 02_proxy"))
-        proxies.append(proxy.to(stage.device).eval())
+    proxies = load_proxies(stage, pool)
 
     @torch.no_grad()
     def watch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -196,21 +217,27 @@ def train_level_two(
     folder: Path,
     starts: Mapping[str, Path] | None = None,
     targets: dict[str, Tensor] | None = None,
+    unlabelled: str | None = None,
 ) -> None:
     """Train students of Level II in one pass over the data; each gets a run folder below `folder`.
 
     Args:
         methods: by the student's name.
-        weights: (N, R) by the student's name; a student without any learns from labels alone, or, from the
-            naive start, goes on learning from the teachers.
+        weights: (N, R) by the student's name, with `unlabelled` (N + M, R); a student without any learns from
+            labels alone, or, from the naive start, goes on learning from the teachers.
         pool: run folders of the R proxies.
         starts: `start_folders(stage)` unless given.
         targets: the naive student's teachers, as for `train_level_one`; the card's unless given.
+        unlabelled: a split of M clips on which proxies teach too, without labels.
     """
     config, starts = stage.preset.spd, starts or start_folders(stage)
     features, logits = proxy_outputs(pool)
-    outputs = digest(features.numpy().tobytes() + logits.numpy().tobytes())
     labels = torch.tensor(stage.manifest("train").labels)
+    if unlabelled is not None:
+        others = outputs_on(stage, pool, unlabelled)
+        features, logits = (torch.cat(both) for both in zip((features, logits), others, strict=True))
+        labels = torch.cat([labels, torch.full((len(others[0]),), UNKNOWN)])
+    outputs = digest(features.numpy().tobytes() + logits.numpy().tobytes())
     learners, configs = {}, {}
     for name, method in methods.items():
         if method.start == START:
@@ -220,6 +247,8 @@ def train_level_two(
         backbone = stage.backbone()
         backbone.load_state_dict(start)
         inputs: dict = {"recipe": stage.recipe_name}
+        if unlabelled is not None:
+            inputs["unlabelled"] = stage.manifest(unlabelled).digest
         torch.manual_seed(stage.seed)
         if name in weights:
             settings = replace(stage.method, **method.changes)
@@ -254,4 +283,4 @@ def train_level_two(
         configs[name] = describe_training(stage, config, start, **inputs)
     live = stage.recipe.spd_live_targets and bool(weights)
     teach = partial(watch_along, stage, pool, config.bf16) if live else None
-    train_students(stage, learners, configs, config, folder, "spd", teach=teach)
+    train_students(stage, learners, configs, config, folder, "spd", teach=teach, unlabelled=unlabelled)

@@ -15,7 +15,7 @@ from uniego_utils.manifests import TrainConfig
 from uniego_utils.runs import digest, finish_run, read_tensors, require_finished, start_run, write_tensors
 from uniego_utils.stage import Stage
 from uniego_utils.training import Learner, Teach, fit, predict, score, write_history
-from uniego_utils.video import ClipDataset, ClipSubset, loader
+from uniego_utils.video import ClipDataset, ClipSubset, WithUnlabelled, loader
 
 EVALUATION_BATCH = 64
 SPLITS = ("train", "val", "test")
@@ -60,6 +60,7 @@ def train_students(
     pass_name: str,
     rows: Sequence[int] | None = None,
     teach: Callable[[], Teach] | None = None,
+    unlabelled: str | None = None,
 ) -> None:
     """Train the learners in one pass over the ego clips and write `<folder>/<name>/` for each.
 
@@ -71,6 +72,7 @@ def train_students(
         pass_name: names the pass's checkpoint in `folder`.
         rows: train clips to learn from; None: all.
         teach: makes what `training.fit` calls `teach`; not called where all students are finished.
+        unlabelled: a split whose clips are seen too, without their labels, as many an epoch.
     """
     todo = {
         name: learner for name, learner in learners.items() if not start_run(folder / name, configs[name])
@@ -89,6 +91,8 @@ def train_students(
         return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
 
     seen = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
+    if unlabelled is not None:
+        seen = WithUnlabelled(clips["train"], stage.clips(unlabelled))
     effective = stage.recipe.effective_batch
     checkpoint = folder / f"{pass_name}.checkpoint.safetensors"
     history = fit(

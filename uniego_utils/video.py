@@ -317,6 +317,41 @@ class ClipSubset(Dataset):
         return self.source.video
 
 
+UNKNOWN = -100  # the label of clips whose labels are not looked at; torch's cross-entropy passes over it
+
+
+@dataclass(frozen=True)
+class WithUnlabelled(Dataset):
+    """A dataset's clips and, in every epoch, as many unlabelled ones.
+
+    `rows` of unlabelled clips go on after the labelled ones. Which of them an epoch has depends on its seed
+    alone: a window that moves over all of them.
+    """
+
+    labelled: ClipDataset
+    unlabelled: ClipDataset
+
+    def __len__(self) -> int:
+        return 2 * len(self.labelled)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor | int]:
+        place, seed = item
+        if place < len(self.labelled):
+            return self.labelled[place, seed]
+        row = (place + seed) % len(self.unlabelled)
+        return self.unlabelled[row, seed] | {"labels": UNKNOWN, "rows": len(self.labelled) + row}
+
+    @property
+    def cached(self) -> list | None:
+        """See ClipDataset."""
+        return self.labelled.cached
+
+    @property
+    def video(self) -> VideoCard:
+        """See ClipDataset."""
+        return self.labelled.video
+
+
 def span_edges(span: np.ndarray, video: Video) -> list[int]:
     """Numbers of the first and the last frame within a span (start, end) in seconds."""
     return frame_indices(span - (0, 1e-3), video.fps, video.frames)
@@ -345,7 +380,10 @@ class EpochSampler(Sampler):
 
 
 def loader(
-    dataset: ClipDataset | ClipSubset, batch_size: int, seed: int | None = None, epoch: int = 0
+    dataset: ClipDataset | ClipSubset | WithUnlabelled,
+    batch_size: int,
+    seed: int | None = None,
+    epoch: int = 0,
 ) -> DataLoader:
     """Batches of one epoch; see EpochSampler. Cached datasets are read in this process."""
     workers = 0 if dataset.cached is not None else dataset.video.workers
