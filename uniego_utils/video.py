@@ -293,18 +293,10 @@ class ClipDataset(Dataset):
 
 
 @dataclass(frozen=True)
-class ClipSubset(Dataset):
-    """Some clips of a dataset; their `rows` stay those of the whole, so that stored targets still fit."""
+class ClipView(Dataset):
+    """A dataset's clips, taken in another way; `rows` stay those of the dataset, so that stored targets fit."""
 
     source: ClipDataset
-    chosen: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, item: tuple[int, int | None]) -> dict[str, Tensor | int]:
-        place, seed = item
-        return self.source[self.chosen[place], seed]
 
     @property
     def cached(self) -> list | None:
@@ -317,39 +309,41 @@ class ClipSubset(Dataset):
         return self.source.video
 
 
+@dataclass(frozen=True)
+class ClipSubset(ClipView):
+    """Some of its clips."""
+
+    chosen: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, item: tuple[int, int | None]) -> dict[str, Tensor | int]:
+        place, seed = item
+        return self.source[self.chosen[place], seed]
+
+
 UNKNOWN = -100  # the label of clips whose labels are not looked at; torch's cross-entropy passes over it
 
 
 @dataclass(frozen=True)
-class WithUnlabelled(Dataset):
-    """A dataset's clips and, in every epoch, as many unlabelled ones.
+class WithUnlabelled(ClipView):
+    """Its clips and, in every epoch, as many unlabelled ones, whose `rows` go on after its own.
 
-    `rows` of unlabelled clips go on after the labelled ones. Which of them an epoch has depends on its seed
-    alone: a window that moves over all of them.
+    Which of them an epoch has depends on its seed alone: a window that moves over all of them.
     """
 
-    labelled: ClipDataset
     unlabelled: ClipDataset
 
     def __len__(self) -> int:
-        return 2 * len(self.labelled)
+        return 2 * len(self.source)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor | int]:
         place, seed = item
-        if place < len(self.labelled):
-            return self.labelled[place, seed]
+        if place < len(self.source):
+            return self.source[place, seed]
         row = (place + seed) % len(self.unlabelled)
-        return self.unlabelled[row, seed] | {"labels": UNKNOWN, "rows": len(self.labelled) + row}
-
-    @property
-    def cached(self) -> list | None:
-        """See ClipDataset."""
-        return self.labelled.cached
-
-    @property
-    def video(self) -> VideoCard:
-        """See ClipDataset."""
-        return self.labelled.video
+        return self.unlabelled[row, seed] | {"labels": UNKNOWN, "rows": len(self.source) + row}
 
 
 def span_edges(span: np.ndarray, video: Video) -> list[int]:
