@@ -294,7 +294,7 @@ class ClipDataset(Dataset):
 
 @dataclass(frozen=True)
 class ClipView(Dataset):
-    """A dataset's clips, taken in another way; `rows` stay those of the dataset, so that stored targets fit."""
+    """A dataset's clips, taken in another way; `rows` stay the dataset's, so that stored targets fit."""
 
     source: ClipDataset
 
@@ -374,7 +374,7 @@ class EpochSampler(Sampler):
 
 
 def loader(
-    dataset: ClipDataset | ClipSubset | WithUnlabelled,
+    dataset: ClipDataset | ClipView,
     batch_size: int,
     seed: int | None = None,
     epoch: int = 0,
