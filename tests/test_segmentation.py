@@ -105,10 +105,8 @@ def test_agrees_with_the_slow_version(seed, background):
         ("aaaaab", "bbaabb"),
     ],
 )
-@pytest.mark.parametrize("background", [(), "a", "bz"])
+@pytest.mark.parametrize("background", [(), "z", "ez"])
 def test_adversarial_videos(predicted, truth, background):
-    if set(truth) <= set(background):
-        pytest.skip("nothing but background")
     expected = slow_metrics([predicted], [truth], set(background))
     assert segment_metrics([list(predicted)], [list(truth)], tuple(background)) == pytest.approx(expected)
 
