@@ -152,6 +152,24 @@ rule spd:
         RUN
 
 
+rule retrieval:
+    input:
+        CARD,
+        rules.spd.output,
+        sources_of("notebooks/05_retrieval.ipynb"),
+        notebook="notebooks/05_retrieval.ipynb",
+    output:
+        f"{DONE}/seed{{seed}}/05_retrieval.ipynb",
+    params:
+        COMMON,
+        lambda wildcards: f"-p seed {wildcards.seed}",
+    priority: 35
+    resources:
+        gpu=GPU,
+    shell:
+        RUN
+
+
 rule ablation:
     input:
         CARD,
@@ -245,7 +263,7 @@ rule report:
     input:
         CARD,
         rules.teachers.output,
-        expand(rules.spd.output, seed=SEEDS),
+        expand(rules.retrieval.output, seed=SEEDS),
         expand(rules.ablation.output, seed=SEEDS) if FULL else [],
         expand(f"{DONE}/seed{{seed}}/{{study}}.ipynb", seed=FEW_SEEDS, study=LONG_STUDIES) if FULL else [],
         sources_of("notebooks/10_report.ipynb"),

@@ -12,6 +12,7 @@ from scipy import stats
 from uniego_utils.report import (
     collect,
     collect_doses,
+    collect_retrieval,
     finished_only,
     interval,
     mean_tables,
@@ -240,3 +241,20 @@ def test_mean_tables_average_rows_first_then_seeds(tmp_path):
     pd.DataFrame({"spread": [0.5, 0.7]}, index=["a", "b"]).to_csv(tmp_path / "1.csv")
     table = mean_tables({seed: tmp_path / f"{seed}.csv" for seed in (0, 1, 2)})
     assert table.loc["spread"].tolist() == pytest.approx([0.45, statistics.stdev([0.3, 0.6]), 2])
+
+
+def test_retrieval_stands_beside_the_paper(tmp_path):
+    columns = ["method", "mAP", "R@1", "R@5"]
+    values = {0: [("none", 0.2, 0.4, 0.6), ("uniego", 0.3, 0.5, 0.7)], 1: [("none", 0.4, 0.4, 0.6)]}
+    for seed, rows in values.items():
+        pd.DataFrame(rows, columns=columns).to_csv(tmp_path / f"{seed}.csv", index=False)
+    paper = pd.DataFrame(
+        [("egoexo_fitness", "uniego", "mAP", 0.543)], columns=["dataset", "method", "metric", "value"]
+    )
+    table = collect_retrieval({seed: tmp_path / f"{seed}.csv" for seed in range(3)}, paper, LABELS)
+    rows = table.set_index("Method").to_dict("index")
+    sd = statistics.stdev([0.2, 0.4])
+    assert rows["Ego baseline"]["mAP"] == f"0.300 ± {sd:.3f}" and rows["UNIEGO"]["R@5"] == "0.700"
+    assert rows["UNIEGO"]["paper: egoexo_fitness mAP"] == "0.543"
+    assert rows["Ego baseline"]["paper: egoexo_fitness mAP"] == ""
+    assert "not run" in collect_retrieval({0: tmp_path / "absent.csv"}, paper, LABELS).to_string()

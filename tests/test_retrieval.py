@@ -165,6 +165,16 @@ def test_nearest_in_order_without_the_query_and_its_take():
         nearest(features, 61, 5)
 
 
+@pytest.mark.parametrize("precise", [0, 10_000])
+def test_clips_with_equal_features_are_equally_near_wherever_they_stand(precise, monkeypatch):
+    monkeypatch.setattr(retrieval, "DOUBLE_UP_TO", precise)
+    features = np.random.default_rng(0).normal(size=(1037, 768)).astype(np.float32)
+    features[500:] = features[20]  # enough that a product of matrices treats the last ones differently
+    for query in range(20):
+        found = [clip for clip in nearest(features, query, 1036) if clip == 20 or clip >= 500]
+        assert found == [20, *range(500, 1037)]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_features_that_are_not_finite_are_refused_by_row(value):
     features, labels = random_clips()

@@ -103,6 +103,7 @@ def test_agrees_with_the_slow_version(seed, background):
         ("a", "a"),
         ("aaaaaaaaaabbbbbbbbbbcccccccccc", "abbbbbbbbbbbbbbbbbbbbbbccccccc"),  # IoU of exactly 1/10
         ("aaaaab", "bbaabb"),
+        ("aaaabaaaaaaabbb", "aaaaaaaaaabaaaa"),  # the best one is taken, and the next best is not asked
     ],
 )
 @pytest.mark.parametrize("background", [(), "z", "ez"])

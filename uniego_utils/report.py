@@ -87,6 +87,32 @@ def collect_doses(folders: Mapping[int, Path], methods: Iterable[str]) -> pd.Dat
     return pd.DataFrame(found)
 
 
+def collect_retrieval(
+    files: Mapping[int, Path], paper: pd.DataFrame, labels: Mapping[str, str]
+) -> pd.DataFrame:
+    """Table 3: a row a method, mean and standard deviation over seeds, the paper's numbers beside them.
+
+    Args:
+        files: seed -> notebook 05's `retrieval.csv` (method, mAP, R@1, R@5), which need not be there.
+        paper: the paper's table; columns dataset, method, metric, value.
+        labels: method -> its name.
+    """
+    tables = [pd.read_csv(path, keep_default_na=False) for path in files.values() if path.is_file()]
+    if not tables:
+        return pd.DataFrame({"Method": ["not run: notebook 05_retrieval"]})
+    ours = pd.concat(tables).groupby("method", sort=False)[["mAP", "R@1", "R@5"]]
+    mean, sd = ours.mean(), ours.std()
+    cells = {"Method": [labels[method] for method in mean.index]}
+    for metric in mean:
+        spreads = ["" if pd.isna(value) else f" ± {value:.3f}" for value in sd[metric]]
+        cells[metric] = [f"{value:.3f}{spread}" for value, spread in zip(mean[metric], spreads, strict=True)]
+    printed = {(row.dataset, row.method, row.metric): f"{row.value:.3f}" for row in paper.itertuples()}
+    for dataset, metric in dict.fromkeys((key[0], key[2]) for key in printed):
+        column = [printed.get((dataset, method, metric), "") for method in mean.index]
+        cells[f"paper: {dataset} {metric}"] = column
+    return pd.DataFrame(cells)
+
+
 def mean_tables(paths: Mapping[int, Path]) -> pd.DataFrame:
     """Of tables with equal columns, a file a seed: each column's mean over all rows and seeds, its standard
     deviation over seeds, and how many seeds there are. Files that do not exist are left out."""
