@@ -173,6 +173,10 @@ def test_clips_with_equal_features_are_equally_near_wherever_they_stand(precise,
     for query in range(20):
         found = [clip for clip in nearest(features, query, 1036) if clip == 20 or clip >= 500]
         assert found == [20, *range(500, 1037)]
+    # the last block is one query, whose only match is the last of 537 clips that are equally near
+    monkeypatch.setattr(retrieval, "BLOCK_BYTES", 1036 * 1037 * (8 if precise else 4))
+    last = rank_matches(features, [*range(1036), 1035]).iloc[-1]
+    assert (last["AP"], last["first_match"]) == (pytest.approx(1 / 537), 537)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
