@@ -435,9 +435,9 @@ def plot_memory(known: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
             color=[colour_of(key) for key in keys],
             alpha=0.35 + 0.65 * row,
         )
-        ax.bar_label(bars, fmt=f"%.0f {name if not row else 'held out'}", padding=3, fontsize=7)
+        ax.bar_label(bars, fmt=f"%.0f %% of {name}", padding=3, fontsize=7)
     ax.set_yticks(range(len(keys)), [labels[key] for key in keys])
-    ax.set(xlim=(0, 135), xlabel="correct (%)", title=title)
+    ax.set(xlim=(0, 140), xlabel="correct (%)", title=title)
     ax.set_xticks(range(0, 101, 20))
     ax.invert_yaxis()
     return ax
