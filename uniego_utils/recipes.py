@@ -1,9 +1,9 @@
 """Where the paper's text and the official release differ: two recipes, side by side.
 
-A third, `measured`, is the paper's text but for two readings that validation clips of the embedded benchmark
-decided: the student is projected, since its proxies then had the lower loss, whereas a trained projection on the
-teacher's side can lower the distance by giving the teacher up (notebook 15); and proxies' outputs are stored,
-since watching every view taught no better at four times the cost.
+A third, `measured`, is the paper's text but for two readings that validation clips of the embedded
+benchmark decided: the student is projected, since its proxies then had the lower loss, whereas a trained
+projection on the teacher's side can lower the distance by giving the teacher up (notebook 15); and proxies'
+outputs are stored, since watching every view taught no better at four times the cost.
 """
 
 from dataclasses import dataclass, replace
