@@ -13,6 +13,7 @@ from uniego_utils.report import (
     collect,
     collect_doses,
     collect_retrieval,
+    common_seeds,
     finished_only,
     interval,
     mean_tables,
@@ -258,3 +259,10 @@ def test_retrieval_stands_beside_the_paper(tmp_path):
     assert rows["UNIEGO"]["paper: egoexo_fitness mAP"] == "0.543"
     assert rows["Ego baseline"]["paper: egoexo_fitness mAP"] == ""
     assert "not run" in collect_retrieval({0: tmp_path / "absent.csv"}, paper, LABELS).to_string()
+
+
+def test_methods_are_compared_on_seeds_that_all_have(scores):
+    fewer = scores[(scores["method"] != "all") | (scores["seed"] == 1)]
+    kept = common_seeds(fewer)
+    assert sorted(kept["method"]) == sorted(TOP1) and set(kept["seed"]) == {1}
+    assert common_seeds(scores).equals(scores)

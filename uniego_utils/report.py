@@ -55,6 +55,12 @@ def finished_only(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, dict[i
     return {method: seeds for method, seeds in kept.items() if seeds}
 
 
+def common_seeds(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the seeds that every method has: means over different seeds do not compare."""
+    methods = scores["method"].nunique()
+    return scores[scores.groupby("seed")["method"].transform("nunique") == methods]
+
+
 def selection_shares(folders: Mapping[int, Path]) -> pd.DataFrame:
     """Per seed the share of training clips that learn from each proxy, from notebook 04's `selection.csv`."""
     return pd.DataFrame(
