@@ -237,7 +237,8 @@ def write_page(path: Path, title: str, sections: list[tuple[str, str, pd.DataFra
     for heading, sentence, content in sections:
         parts.append(f"<h2>{html.escape(heading)}</h2><p class='note'>{html.escape(sentence)}</p>")
         if isinstance(content, pd.DataFrame):
-            parts.append(f"<div class='scroll'>{content.to_html(index=False, border=0, na_rep="")}</div>")
+            table = content.to_html(index=False, border=0, na_rep="")
+            parts.append(f"<div class='scroll'>{table}</div>")
         else:
             picture = base64.b64encode(content.read_bytes()).decode()
             parts.append(f"<img alt='{html.escape(heading)}' src='data:image/png;base64,{picture}'>")
