@@ -25,7 +25,7 @@ COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p d
 GPU = min(1, len(visible_gpus()))
 STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each other instead
 FEW_SEEDS = SEEDS[:3]
-LONG_STUDIES = ["13_reliability", "14_poor_teachers", "15_projection", "16_unlabelled"]  # for few seeds
+LONG_STUDIES = ["13_reliability", "14_poor_teachers", "15_projection"]  # for few seeds
 RUN = (
     f"exec {sys.executable} -m uniego_utils.runner run {{input.notebook}} {{output}} {{params}}"
     " --threads {threads} --gpus {resources.gpu}"
@@ -264,7 +264,7 @@ rule report:
         CARD,
         rules.teachers.output,
         expand(rules.retrieval.output, seed=SEEDS),
-        expand(rules.ablation.output, seed=SEEDS) if FULL else [],
+        expand([*rules.ablation.output, *rules.unlabelled.output], seed=SEEDS) if FULL else [],
         expand(f"{DONE}/seed{{seed}}/{{study}}.ipynb", seed=FEW_SEEDS, study=LONG_STUDIES) if FULL else [],
         sources_of("notebooks/10_report.ipynb"),
         notebook="notebooks/10_report.ipynb",
