@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from uniego_utils.objectives import Classification
 from uniego_utils.unlabelled import committee, select_by_consensus, unlabelled_weights
 from uniego_utils.video import UNKNOWN, WithUnlabelled
 
@@ -75,8 +76,16 @@ def test_all_unlabelled_clips_get_their_turn():
     assert all(len(epoch) == 4 for epoch in rows) and set().union(*rows) == set(range(4, 11))
 
 
-def test_the_unknown_label_is_passed_over_by_cross_entropy():
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_clips_of_unknown_label_have_no_cross_entropy(smoothing):
     logits, labels = logits_of(6, 1, 3)[:, 0], torch.tensor([0, 1, 2, UNKNOWN, UNKNOWN, UNKNOWN])
-    for smoothing in (0.0, 0.1):
-        whole = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        torch.testing.assert_close(whole, F.cross_entropy(logits[:3], labels[:3], label_smoothing=smoothing))
+    whole = Classification(smoothing).cross_entropy(logits, labels)
+    torch.testing.assert_close(whole, F.cross_entropy(logits[:3], labels[:3], label_smoothing=smoothing))
+
+
+def test_a_batch_without_any_label_is_no_division_by_zero():
+    """The last batch of an epoch is small, and may be unlabelled as a whole."""
+    logits = logits_of(4, 1, 3)[:, 0].requires_grad_()
+    loss = Classification(0.1).cross_entropy(logits, torch.full((4,), UNKNOWN))
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()

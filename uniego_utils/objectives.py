@@ -33,8 +33,9 @@ class Classification(nn.Module):
         self.label_smoothing = label_smoothing
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the batch."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        """Mean cross-entropy over the labelled clips of the batch; 0 where none is."""
+        total = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
+        return total / (labels >= 0).sum().clamp(min=1)  # torch's own mean of no clips is NaN
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
         """See the module's text."""
