@@ -43,6 +43,7 @@ EVERYONE = [
     *("none", "all", *PROXIES, *STARTS, *STARTS.values(), "soup", "arithmetic", "ties", "control", "naive"),
     *("merged_ce", "start_all", "start_spd", "after_soup", "after_arithmetic", "after_ties", "top2", "top3"),
     *("all_proxies", "ego_exo", "features_only", "logits_only", "exo_timesformer", "exo_stgcn"),
+    *("uniego_unlabelled", "naive_unlabelled", "control_long"),
 ]
 
 
@@ -281,6 +282,7 @@ def test_claims_state_the_papers_smallest_advantage(scores, selected):
     assert printed == {
         "1a": "+1.2, +0.6, +0.5",
         "1b": "—, —, —",
+        "1c": "—, —, —",
         "2a": "+2.8, +1.2, +0.5",
         "2b": "+2.8, +1.2, —",
         "3a": "+2.4, +1.8, —",

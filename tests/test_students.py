@@ -323,3 +323,22 @@ def test_unlabelled_clips_teach_without_their_labels(trained, tmp_path):
     one, two, three = (weights_of(tmp_path / name / "all") for name in ("one", "two", "three"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], three[name]) for name in one)
+
+
+def test_the_naive_rival_learns_from_teachers_of_unlabelled_clips(trained, tmp_path):
+    """Its student changes with the teachers' features of the unlabelled clips, which must be there."""
+    method, pool = {"naive": Method("naive", NAIVE)}, proxy_pool(trained)
+    manifest = trained.manifest("pool")
+    paths = [trained.outputs / "01_teacher_extraction" / key / "pool.safetensors" for key in TEACHERS]
+    with pytest.raises(FileNotFoundError, match=r"ego_dino/pool\.safetensors.*01_teacher_extraction"):
+        train_level_two(trained, method, {}, pool, tmp_path / "none", unlabelled="pool")
+    for number in range(2):
+        for path in paths:
+            path.unlink(missing_ok=True)
+            features = torch.randn(len(manifest), 24, generator=torch.Generator().manual_seed(number))
+            write_features(path, features, manifest, 24, {})
+        train_level_two(trained, method, {}, pool, tmp_path / str(number), unlabelled="pool")
+    for path in paths:
+        path.unlink()
+    one, two = (weights_of(tmp_path / str(number) / "naive") for number in range(2))
+    assert any(not torch.equal(one[name], two[name]) for name in one)

@@ -152,6 +152,20 @@ def test_damaged_files_are_refused_by_name(tmp_path, suffix, damage):
         read_weights(path)
 
 
+def test_a_pickle_with_any_byte_changed_is_read_or_refused_by_name(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(STATE, path, _use_new_zipfile_serialization=False)
+    sound, refused = path.read_bytes(), 0
+    for place in range(0, len(sound), 7):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x55]) + sound[place + 1 :])
+        try:
+            read_weights(path)
+        except ValueError as error:
+            assert "a.pth" in str(error)
+            refused += 1
+    assert refused > 10
+
+
 @pytest.mark.parametrize("content", [torch.ones(3), {"a": 1}, ["a"]])
 def test_what_is_no_state_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")

@@ -125,6 +125,15 @@ def paper_claims(scores: pd.DataFrame, proxies: Iterable[str], k: int = 1) -> li
             "The same, where all are trained for as long",
             (("uniego", "naive"), ("naive", "control"), ("uniego", "control")),
         ),
+        Claim(
+            "1c",
+            "The same, where Level II has unlabelled clips too (beyond the paper), all for as many steps",
+            (
+                ("uniego_unlabelled", "naive_unlabelled"),
+                ("uniego_unlabelled", "control_long"),
+                ("uniego_unlabelled", "none"),
+            ),
+        ),
         Claim("2a", "UNIEGO > every proxy (Table 9)", tuple(("uniego", key) for key in proxies)),
         Claim("2b", "UNIEGO > the proxy that is best on validation clips", (("uniego", "best"),)),
         Claim(

@@ -36,7 +36,7 @@ OTHER_COLOURS = {
     "random": "#BBBBBB",
     "uniego_unlabelled": "#AA3300",
     "all_unlabelled": "#222222",
-    **dict.fromkeys(("self_unlabelled", "control_long"), "#666666"),
+    **dict.fromkeys(("self_unlabelled", "control_long", "naive_unlabelled"), "#666666"),
 }
 METHOD_LABELS = {
     "none": "Ego baseline",
@@ -76,6 +76,7 @@ METHOD_LABELS = {
     "unic": "All proxies, dropped by chance (UNIC)",
     "uniego_unlabelled": "UNIEGO with unlabelled clips",
     "all_unlabelled": "All proxies with unlabelled clips",
+    "naive_unlabelled": "Naive multi-teacher with unlabelled clips",
     "self_unlabelled": "Ego baseline teaches itself, unlabelled clips",
     "control_long": "Ego baseline, labels alone, as many steps",
 }

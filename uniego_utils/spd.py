@@ -218,6 +218,7 @@ def train_level_two(
     starts: Mapping[str, Path] | None = None,
     targets: dict[str, Tensor] | None = None,
     unlabelled: str | None = None,
+    unseen: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Train students of Level II in one pass over the data; each gets a run folder below `folder`.
 
@@ -227,16 +228,18 @@ def train_level_two(
             labels alone, or, from the naive start, goes on learning from the teachers.
         pool: run folders of the R proxies.
         starts: `start_folders(stage)` unless given.
-        targets: the naive student's teachers, as for `train_level_one`; the card's unless given.
+        targets: the naive student's teachers, as for `train_level_one`; the card's unless given. With
+            `unlabelled` (N + M, D_r).
         unlabelled: a split of M clips on which proxies teach too, without labels.
+        unseen: what `outputs_on` gives for that split; computed unless given.
     """
     config, starts = stage.preset.spd, starts or start_folders(stage)
     features, logits = proxy_outputs(pool)
     labels = torch.tensor(stage.manifest("train").labels)
     if unlabelled is not None:
-        others = outputs_on(stage, pool, unlabelled)
-        features, logits = (torch.cat(both) for both in zip((features, logits), others, strict=True))
-        labels = torch.cat([labels, torch.full((len(others[0]),), UNKNOWN)])
+        unseen = unseen or outputs_on(stage, pool, unlabelled)
+        features, logits = (torch.cat(both) for both in zip((features, logits), unseen, strict=True))
+        labels = torch.cat([labels, torch.full((len(unseen[0]),), UNKNOWN)])
     outputs = digest(features.numpy().tobytes() + logits.numpy().tobytes())
     learners, configs = {}, {}
     for name, method in methods.items():
@@ -269,7 +272,11 @@ def train_level_two(
                 "weights": digest(weights[name].float().numpy().tobytes()),
             }
         elif method.start == NAIVE:
-            targets = targets or teacher_targets(stage, stage.card.teachers)
+            if targets is None:
+                targets = teacher_targets(stage, stage.card.teachers)
+                if unlabelled is not None:
+                    more = teacher_targets(stage, stage.card.teachers, unlabelled)
+                    targets = {key: torch.cat([rows, more[key]]) for key, rows in targets.items()}
             objective = level_one_objective(stage, NAIVE, targets, backbone.feature_width)
             objective.load_state_dict(read_tensors(starts[NAIVE] / "objective.safetensors"))
             inputs |= {

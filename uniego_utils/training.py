@@ -18,7 +18,14 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from uniego_utils.manifests import TrainConfig
-from uniego_utils.runs import read_json, read_notes, read_tensors, write_tensors, write_text
+from uniego_utils.runs import (
+    read_json,
+    read_notes,
+    read_tensors,
+    require_finished,
+    write_tensors,
+    write_text,
+)
 
 Batches = Callable[[int], Iterable[dict]]  # epoch -> its batches
 Teach = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # a batch -> the batch with what learners are taught
@@ -244,5 +251,6 @@ def read_history(folder: Path) -> list[dict]:
 
 
 def read_metrics(folder: Path) -> dict:
-    """The numbers of a finished run."""
-    return read_json(folder / "metrics.json")
+    """The numbers of a finished run. Raises FileNotFoundError that says what to run where there is none."""
+    cure = f"run notebook {folder.parents[1].name} with the parameters that its name tells"
+    return read_json(require_finished(folder, cure) / "metrics.json")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from uniego_utils.objectives import shares
-from uniego_utils.proxies import BASELINE
+from uniego_utils.proxies import BASELINE, NAIVE
 from uniego_utils.spd import Method, select_proxies
 
 UNLABELLED = {
@@ -19,6 +19,9 @@ UNLABELLED = {
 ALONE = {  # controls for as many steps
     "self_unlabelled": Method("the ego baseline teaches itself, on unlabelled clips too", BASELINE),
     "control_long": Method("the ego baseline, labels alone", BASELINE),
+}
+PAIRED = {  # needs what the proxies do not: the teachers' features of the unlabelled clips
+    "naive_unlabelled": Method("naive multi-teacher distillation, on unlabelled clips too", NAIVE),
 }
 
 

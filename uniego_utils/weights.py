@@ -121,7 +121,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path} does not exist; download these weights again")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except (SafetensorError, RuntimeError, EOFError, LookupError, pickle.UnpicklingError) as error:
+    except (OSError, MemoryError, _ForeignObjects):
+        raise
+    except Exception as error:  # damaged bytes make the readers raise nearly anything
         reason = (str(error).strip().splitlines() or ["it ends early"])[0][:160]
         raise ValueError(f"{path} is damaged or no checkpoint ({reason}); download it again") from None
     for container in CONTAINERS:
@@ -134,12 +136,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+class _ForeignObjects(ValueError):
+    """A pickle with other Python objects than tensors in it."""
+
+
 def _read_pickle(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
+            raise _ForeignObjects(
                 f"{path} holds other Python objects than tensors ({foreign[1]}), and loading them could run "
                 f"code; where you trust it, save its tensors alone as safetensors and give that file"
             ) from None
