@@ -1,11 +1,20 @@
 """Proxy selection (equation 4) against a slow loop, its invariances and refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from uniego_utils.spd import confidence_weights, random_proxies, select_proxies, top_of_each
+from uniego_utils.objectives import proxy_cross_entropy
+from uniego_utils.spd import (
+    ablation_weights,
+    confidence_weights,
+    random_proxies,
+    select_proxies,
+    top_of_each,
+)
+from uniego_utils.stage import open_stage
 
 
 def logits_of(clips, proxies, classes, seed):
@@ -16,13 +25,13 @@ def labels_of(clips, classes, seed):
     return torch.randint(classes, (clips,), generator=torch.Generator().manual_seed(100 + seed))
 
 
-def slow_selection(logits, labels, k, ceiling=None):
+def slow_selection(logits, labels, k, ceiling=None, correct_only=True):
     selected = torch.zeros(logits.shape[:2], dtype=torch.bool)
     for i, of_clip in enumerate(logits.tolist()):
         candidates = []
         for r, z in enumerate(of_clip):
             loss = math.log(sum(math.exp(value) for value in z)) - z[labels[i]]
-            correct = z.index(max(z)) == labels[i]
+            correct = not correct_only or z.index(max(z)) == labels[i]
             if correct and (ceiling is None or loss <= ceiling):
                 candidates.append((round(loss, 5), r))  # equal up to float32: the first proxy in order
         for _, r in sorted(candidates)[:k]:
@@ -37,6 +46,14 @@ def slow_selection(logits, labels, k, ceiling=None):
 def test_agrees_with_the_definition(proxies, k, ceiling, seed):
     logits, labels = logits_of(60, proxies, 3, seed), labels_of(60, 3, seed)
     assert torch.equal(select_proxies(logits, labels, k, ceiling), slow_selection(logits, labels, k, ceiling))
+
+
+@pytest.mark.parametrize("ceiling", [None, 0.8])
+def test_without_the_condition_wrong_proxies_are_candidates(ceiling):
+    logits, labels = logits_of(60, 4, 3, 0), labels_of(60, 3, 0)
+    selected = select_proxies(logits, labels, 3, ceiling, correct_only=False)
+    assert torch.equal(selected, slow_selection(logits, labels, 3, ceiling, correct_only=False))
+    assert (selected & (logits.argmax(-1) != labels[:, None])).any()
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -108,14 +125,25 @@ def test_refuses_a_clip_whose_proxies_are_all_not_finite(bad):
         select_proxies(logits, labels_of(5, 2, 0), 1)
 
 
-def test_the_best_of_each_viewpoint_agrees_with_two_separate_selections():
+@pytest.mark.parametrize("ceiling", [None, 0.3])
+def test_the_best_of_each_viewpoint_agrees_with_two_separate_selections(ceiling):
     logits, labels = logits_of(60, 5, 3, 0), labels_of(60, 3, 0)
     groups = ["ego", "exo", "exo", "ego", "exo"]
-    selected = top_of_each(logits, labels, groups)
+    selected = top_of_each(logits, labels, groups, ce_ceiling=ceiling)
     for group in ("ego", "exo"):
         own = [r for r, name in enumerate(groups) if name == group]
-        assert torch.equal(selected[:, own], slow_selection(logits[:, own], labels, 1))
+        assert torch.equal(selected[:, own], slow_selection(logits[:, own], labels, 1, ceiling))
     assert (selected.sum(1) <= 2).all() and (selected.sum(1) == 2).any()
+
+
+def test_the_recipes_ceiling_holds_for_every_ablation():
+    logits, labels = logits_of(60, 9, 3, 0), labels_of(60, 3, 0)
+    unsure = proxy_cross_entropy(logits, labels) > 0.3
+    stage = open_stage({}, dataset="mocap", preset="smoke", seed=0, outputs="outputs")
+    stage = replace(stage, recipe=replace(stage.recipe, spd_ce_ceiling=0.3))
+    weights = ablation_weights(stage, logits, labels, 1)
+    for name in ("uniego", "top2", "ego_exo"):
+        assert (weights[name] > 0).any() and not (weights[name][unsure] > 0).any()
 
 
 def test_the_best_of_one_group_is_the_best_of_all():

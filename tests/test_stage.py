@@ -4,11 +4,12 @@ import types
 
 import pytest
 import torch
+from IPython.core.history import HistoryManager
+from IPython.core.interactiveshell import InteractiveShell
 
 from uniego_utils.manifests import PROJECT, load_card
 from uniego_utils.recipes import RELEASED
 from uniego_utils.stage import open_stage
-from uniego_utils.widgets import explore
 
 DATASET = "mocap"
 PRESET = next(iter(load_card(DATASET).presets))
@@ -55,6 +56,50 @@ def test_every_plain_value_counts_as_a_parameter(value):
 def test_imports_and_private_names_are_no_parameters():
     namespace = {"_": 3, "_i1": "x", "In": [], "Out": {}, "torch": torch, "path": PROJECT, "f": opened}
     assert opened(namespace | {"module": types.ModuleType("m")}).seed == 0
+
+
+PARAMETERS = f"dataset = {DATASET!r}\npreset = {PRESET!r}\nseed = 0\noutputs = 'outputs'\ninteractive = False"
+SET_UP = """from uniego_utils.stage import open_stage
+stage = open_stage(
+    globals(), dataset=dataset, preset=preset, seed=seed, outputs=outputs, interactive=interactive
+)
+own = ["set", "by", "the", "set-up", "cell"]"""
+
+
+@pytest.fixture
+def run():
+    """Runs cells one after the other as a kernel does; gives what the last one raised, or None."""
+    HistoryManager.enabled = False  # no file in the home folder
+    shell = InteractiveShell()
+
+    def run_cells(*cells):
+        for cell in cells:
+            ended = shell.run_cell(cell, store_history=True)
+        return ended.error_in_exec
+
+    yield run_cells
+    HistoryManager.enabled = True
+
+
+def test_a_set_up_cell_can_be_run_again_after_later_cells(run):
+    assert run(PARAMETERS, SET_UP, "labels = {1: 2}\nfor place in range(3):\n    pass", SET_UP) is None
+    assert run("seed = 1", SET_UP, "assert stage.seed == 1") is None
+    assert run("%precision 3", "!!!", PARAMETERS, SET_UP, "assert stage.seed == 0") is None
+
+
+@pytest.mark.parametrize(
+    "injected", ["sede = 1", PARAMETERS + "\nsede = 1", "sede: int = 1", "seed, sede = 1, 2"]
+)
+def test_an_unknown_parameter_is_refused_until_it_is_taken_away(run, injected):
+    for _ in range(2):
+        assert "unknown parameter sede;" in str(run(PARAMETERS, injected, SET_UP))
+        assert "unknown parameter sede;" in str(run(SET_UP))
+    assert run(PARAMETERS, SET_UP) is None
+
+
+def test_a_parameter_added_later_to_the_parameters_cell_is_refused(run):
+    assert run(PARAMETERS, SET_UP, "labels = 3") is None
+    assert "unknown parameter sede;" in str(run(PARAMETERS + "\nsede = 1", SET_UP))
 
 
 @pytest.mark.parametrize(
@@ -128,9 +173,3 @@ def test_a_stages_backbone_is_drawn_from_its_seed():
 def test_an_unknown_backbone_lists_the_valid_ones():
     with pytest.raises(ValueError, match="'resnet'.*timesformer"):
         opened(backbone="resnet").backbone()
-
-
-def test_headless_exploring_draws_the_first_choices_once():
-    drawn = []
-    explore(lambda **choices: drawn.append(choices), False, clip=[3, 4], view=("ego", "exo"))
-    assert drawn == [{"clip": 3, "view": "ego"}]

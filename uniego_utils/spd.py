@@ -68,7 +68,13 @@ def known_methods(names: Sequence[str], methods: Mapping[str, Method]) -> dict[s
     return {name: methods[name] for name in names}
 
 
-def select_proxies(proxy_logits: Tensor, labels: Tensor, k: int, ce_ceiling: float | None = None) -> Tensor:
+def select_proxies(
+    proxy_logits: Tensor,
+    labels: Tensor,
+    k: int,
+    ce_ceiling: float | None = None,
+    correct_only: bool = True,
+) -> Tensor:
     """For each clip, the k most confident among the proxies that classify it correctly (equation 4).
 
     Args:
@@ -76,6 +82,7 @@ def select_proxies(proxy_logits: Tensor, labels: Tensor, k: int, ce_ceiling: flo
         labels: (clips,) class indices.
         k: how many to select at most; fewer where fewer are correct, none where none is.
         ce_ceiling: a proxy with a higher cross-entropy is no candidate (the released recipe's 4.0).
+        correct_only: False makes candidates of the wrong ones too, to see what the condition does.
 
     Returns:
         (clips, proxies) bool. Of proxies with equal cross-entropy, the first in order is preferred.
@@ -94,7 +101,9 @@ def select_proxies(proxy_logits: Tensor, labels: Tensor, k: int, ce_ceiling: flo
         wrong = (~proxy_logits.isfinite()).any(2).nonzero().tolist()
         raise ValueError(f"logits of {len(wrong)} (clip, proxy) pairs are not finite, first {wrong[0]}")
     loss = proxy_cross_entropy(proxy_logits, labels)
-    candidate = proxy_logits.argmax(-1) == labels[:, None]
+    candidate = torch.ones_like(loss, dtype=torch.bool)
+    if correct_only:
+        candidate &= proxy_logits.argmax(-1) == labels[:, None]
     if ce_ceiling is not None:
         candidate &= loss <= ce_ceiling
     order = loss.masked_fill(~candidate, torch.inf).argsort(dim=1, stable=True)
@@ -102,11 +111,17 @@ def select_proxies(proxy_logits: Tensor, labels: Tensor, k: int, ce_ceiling: flo
     return selected & candidate
 
 
-def top_of_each(proxy_logits: Tensor, labels: Tensor, groups: Sequence[str], k: int = 1) -> Tensor:
+def top_of_each(
+    proxy_logits: Tensor,
+    labels: Tensor,
+    groups: Sequence[str],
+    k: int = 1,
+    ce_ceiling: float | None = None,
+) -> Tensor:
     """The k best of each group, e.g. Top-1(Ego) + Top-1(Exo) of the paper's Table 8.
 
     Args:
-        proxy_logits, labels: as for `select_proxies`.
+        proxy_logits, labels, ce_ceiling: as for `select_proxies`.
         groups: R names, e.g. each proxy's viewpoint.
 
     Returns:
@@ -117,7 +132,7 @@ def top_of_each(proxy_logits: Tensor, labels: Tensor, groups: Sequence[str], k: 
     selected = torch.zeros(proxy_logits.shape[:2], dtype=torch.bool)
     for group in dict.fromkeys(groups):
         own = torch.tensor([name == group for name in groups])
-        selected[:, own] = select_proxies(proxy_logits[:, own], labels, k)
+        selected[:, own] = select_proxies(proxy_logits[:, own], labels, k, ce_ceiling)
     return selected
 
 
@@ -146,7 +161,7 @@ def ablation_weights(stage: Stage, logits: Tensor, labels: Tensor, k: int) -> di
     special = {
         "start_all": everyone,
         "all_proxies": everyone,
-        "ego_exo": shares(top_of_each(logits, labels, viewpoints)),
+        "ego_exo": shares(top_of_each(logits, labels, viewpoints, ce_ceiling=ceiling)),
         "top2": top[2],
         "top3": top[3],
     }

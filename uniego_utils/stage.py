@@ -1,5 +1,6 @@
 """What every notebook opens first: card, preset, recipe, paths and device, with all parameters checked."""
 
+import ast
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from uniego_utils.video import ClipDataset
 
 LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
 JUPYTER_NAMES = {"In", "Out"}  # plain containers that IPython keeps among a notebook's names
+EVERYWHERE = {"dataset", "outputs", "interactive"}  # set together by parameters cells alone
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def open_stage(
 
     Args:
         names: the notebook's `globals()`. papermill only warns about a parameter that a notebook doesn't
-            have, so any plain value in them that was not passed on here is refused.
+            have, so any plain value in them that was not passed on here is refused; see `parameter_names`.
         dataset: a card in `data_manifests/`.
         preset: a preset of that card; empty for its first.
         outputs: where everything is written; a relative path is meant from the project's folder.
@@ -127,13 +129,7 @@ def open_stage(
         kind = kinds.get(name, str)
         if type(value) is not kind:
             raise TypeError(f"parameter {name} should be {kind.__name__}, got {value!r}")
-    plain = {
-        name
-        for name, value in names.items()
-        # capitals are imported constants
-        if isinstance(value, LITERALS) and not name.startswith("_") and not name.isupper()
-    }
-    if unknown := plain - given.keys() - own.keys() - JUPYTER_NAMES:
+    if unknown := parameter_names(names) - given.keys() - own.keys():
         valid = ", ".join([*given, *own])
         raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; this notebook takes {valid}")
 
@@ -158,6 +154,39 @@ def open_stage(
         interactive=interactive,
         weights=str(project_path(weights)) if weights else "",
     )
+
+
+def parameter_names(names: Mapping[str, object]) -> set[str]:
+    """Which of a notebook's plain values are parameters, known or not; `names` are its `globals()`.
+
+    Under IPython, whose `In` holds the cells run so far, these are the values set from the last parameters
+    cell on, up to the next call of `open_stage`: papermill puts what it was given between the two. So the
+    set-up cell can be run again although later cells have set values of their own. Elsewhere all are.
+    """
+    plain = {
+        name
+        for name, value in names.items()
+        # capitals are imported constants
+        if isinstance(value, LITERALS) and not name.startswith("_") and not name.isupper()
+    } - JUPYTER_NAMES
+    cells = list(names.get("In", ()))
+    sets = [_names_set(cell) for cell in cells]
+    first = max((place for place, found in enumerate(sets) if found >= EVERYWHERE), default=None)
+    if first is None:
+        return plain
+    last = next(
+        (place for place in range(first + 1, len(cells)) if "open_stage(" in cells[place]), len(cells)
+    )
+    return plain & set().union(*sets[first:last])
+
+
+def _names_set(source: str) -> set[str]:
+    """Names that a cell assigns; none where it is no Python."""
+    try:
+        nodes = ast.walk(ast.parse(source))
+    except SyntaxError:
+        return set()
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def project_path(path: str) -> Path:
