@@ -5,19 +5,22 @@ import re
 import statistics
 from html.parser import HTMLParser
 
+import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from scipy import stats
 
 from uniego_utils.report import (
     collect,
     collect_doses,
-    collect_retrieval,
     common_seeds,
     finished_only,
     interval,
     mean_tables,
+    metrics_table,
     paired_differences,
+    render_notebooks,
     results_table,
     selection_shares,
     summarise,
@@ -168,7 +171,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.sources += [value for name, value in attributes if name in ("src", "href", "data", "srcset")]
+        fetching = [value for name, value in attributes if name in ("src", "href", "data", "srcset")]
+        self.sources += [value for value in fetching if not value.startswith("#")]  # within the page
 
     def handle_data(self, data):
         self.shown += data
@@ -200,8 +204,8 @@ def test_a_page_stands_alone(page):
 def test_a_page_shows_what_was_given_as_text(page):
     shown = Page(page).shown
     assert (
-        shown.count(NASTY) == 6
-    )  # title, heading of the page, section's heading and sentence, column and cell
+        shown.count(NASTY) == 7
+    )  # title, heading of the page, contents, section's heading and sentence, column and cell
     assert "One row a method." in shown and "Ego baseline" in shown
 
 
@@ -244,7 +248,7 @@ def test_mean_tables_average_rows_first_then_seeds(tmp_path):
     assert table.loc["spread"].tolist() == pytest.approx([0.45, statistics.stdev([0.3, 0.6]), 2])
 
 
-def test_retrieval_stands_beside_the_paper(tmp_path):
+def test_metrics_stand_beside_the_papers(tmp_path):
     columns = ["method", "mAP", "R@1", "R@5"]
     values = {0: [("none", 0.2, 0.4, 0.6), ("uniego", 0.3, 0.5, 0.7)], 1: [("none", 0.4, 0.4, 0.6)]}
     for seed, rows in values.items():
@@ -252,13 +256,52 @@ def test_retrieval_stands_beside_the_paper(tmp_path):
     paper = pd.DataFrame(
         [("egoexo_fitness", "uniego", "mAP", 0.543)], columns=["dataset", "method", "metric", "value"]
     )
-    table = collect_retrieval({seed: tmp_path / f"{seed}.csv" for seed in range(3)}, paper, LABELS)
+    files = {seed: tmp_path / f"{seed}.csv" for seed in range(3)}
+    table = metrics_table(files, paper, LABELS, dict(zip(columns[1:], columns[1:], strict=True)), 3)
     rows = table.set_index("Method").to_dict("index")
     sd = statistics.stdev([0.2, 0.4])
     assert rows["Ego baseline"]["mAP"] == f"0.300 ± {sd:.3f}" and rows["UNIEGO"]["R@5"] == "0.700"
     assert rows["UNIEGO"]["paper: egoexo_fitness mAP"] == "0.543"
     assert rows["Ego baseline"]["paper: egoexo_fitness mAP"] == ""
-    assert "not run" in collect_retrieval({0: tmp_path / "absent.csv"}, paper, LABELS).to_string()
+    assert "paper: egoexo_fitness R@5" not in table
+    assert metrics_table({0: tmp_path / "absent.csv"}, paper, LABELS, {"mAP": "mAP"}, 3).empty
+
+
+def test_the_papers_numbers_stand_beside_the_first_head_alone(tmp_path):
+    ours = [("uniego", "ms_temba", 30.0), ("uniego", "ms_tcn", 20.0)]
+    pd.DataFrame(ours, columns=["method", "head", "edit"]).to_csv(tmp_path / "0.csv", index=False)
+    paper = pd.DataFrame(
+        [("assembly101", "uniego", "Edit", 19.4)], columns=["dataset", "method", "metric", "value"]
+    )
+    table = metrics_table({0: tmp_path / "0.csv"}, paper, LABELS, {"edit": "Edit"}, 1)
+    assert table["Head"].tolist() == ["ms_temba", "ms_tcn"] and table["edit"].tolist() == ["30.0", "20.0"]
+    assert table["paper: assembly101 edit"].tolist() == ["19.4", ""]
+
+
+def test_executed_notebooks_become_pages_that_the_report_links(tmp_path):
+    executed = tmp_path / "notebooks"
+    for place, text in {
+        "00_data": "once",
+        "seed0/04_spd": "of seed 0",
+        "seed1/04_spd": "of seed 1",
+        "seed1/05_retrieval.failed": "broken",
+    }.items():
+        cell = new_code_cell("1", outputs=[new_output("stream", text=f"{text}\n")])
+        (executed / place).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(new_notebook(cells=[cell]), executed / f"{place}.ipynb")
+    pages = render_notebooks(executed, tmp_path / "10_report" / "notebooks")
+    assert list(pages) == ["00_data", "04_spd"]
+    assert "of seed 0" in pages["04_spd"].read_text() and "of seed 1" not in pages["04_spd"].read_text()
+    write_page(tmp_path / "10_report" / "index.html", "x", [], pages)
+    written = (tmp_path / "10_report" / "index.html").read_text()
+    assert "href='notebooks/00_data.html'" in written and "href='notebooks/04_spd.html'" in written
+    assert render_notebooks(tmp_path / "nothing", tmp_path) == {}
+
+
+def test_a_page_says_how_to_make_what_is_missing(tmp_path):
+    write_page(tmp_path / "page.html", "x", [("Table 4", "Segments.", "not run: make <study>")])
+    page = Page((tmp_path / "page.html").read_text())
+    assert "not run: make <study>" in page.shown and not page.sources
 
 
 def test_methods_are_compared_on_seeds_that_all_have(scores):

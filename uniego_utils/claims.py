@@ -8,7 +8,7 @@ from scipy import stats
 
 from uniego_utils.manifests import CARDS
 from uniego_utils.plots import METHOD_LABELS, TEACHER_COLOURS
-from uniego_utils.report import CONFIDENCE, paired_differences, results_table, summarise, text_table
+from uniego_utils.report import CONFIDENCE, paired_differences, results_table, spread, summarise, text_table
 from uniego_utils.runs import provenance
 
 Pair = tuple[str, str]  # of methods; the first one is claimed to be better
@@ -413,11 +413,7 @@ def _pool(selected: pd.DataFrame) -> list[str]:
 
 def _accuracies(scores: pd.DataFrame) -> dict[str, str]:
     """Method -> "55.4 ± 1.1", of test accuracy over seeds."""
-    return {row.method: _spread(row.top1, row.top1_sd) for row in summarise(scores).itertuples()}
-
-
-def _spread(mean: float, sd: float) -> str:
-    return f"{mean:.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
+    return {row.method: spread(row.top1, row.top1_sd, 1) for row in summarise(scores).itertuples()}
 
 
 def _advantage(row: pd.Series, unit: str) -> str:
@@ -452,7 +448,7 @@ def _selection_row(selected: pd.DataFrame) -> dict[str, str]:
         "Claim": "7. Every proxy is selected sometimes (Tables 11, 12; least share, %)",
         PAPER: _paper_cell(printed, ".1f"),
         "Decided here by": label(least),
-        "Advantage (points)": f"{_spread(shares[least].mean(), shares[least].std())} % of training clips",
+        "Advantage (points)": f"{spread(shares[least].mean(), shares[least].std(), 1)} % of training clips",
         "Verdict": verdict,
         **dict.fromkeys(("After Holm", "Verdict by NLL", "NLL after Holm"), NOTHING),
     }

@@ -2,13 +2,15 @@
 
 import base64
 import html
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
+from uniego_utils.runner import execution_of
 from uniego_utils.runs import FINISHED, is_finished, write_text
 from uniego_utils.stage import Stage
 from uniego_utils.training import read_metrics
@@ -20,6 +22,8 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}img{max-width:100%;heigh
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}.note{color:#555}
+.missing{border-left:4px solid #c33;padding-left:.6rem}
+a{color:#05a}summary{cursor:pointer}
 """
 
 
@@ -93,30 +97,54 @@ def collect_doses(folders: Mapping[int, Path], methods: Iterable[str]) -> pd.Dat
     return pd.DataFrame(found)
 
 
-def collect_retrieval(
-    files: Mapping[int, Path], paper: pd.DataFrame, labels: Mapping[str, str]
+def metrics_table(
+    files: Mapping[int, Path],
+    paper: pd.DataFrame,
+    labels: Mapping[str, str],
+    metrics: Mapping[str, str],
+    digits: int,
 ) -> pd.DataFrame:
-    """Table 3: a row a method, mean and standard deviation over seeds, the paper's numbers beside them.
+    """Tables 3 and 4: a row a method, mean and standard deviation over seeds, the paper's numbers beside.
 
     Args:
-        files: seed -> notebook 05's `retrieval.csv` (method, mAP, R@1, R@5), which need not be there.
+        files: seed -> a notebook's table, which need not be there; columns `method`, the metrics and, where
+            each method has several, `head`: the paper's numbers then stand beside the first head's.
         paper: the paper's table; columns dataset, method, metric, value.
         labels: method -> its name.
+        metrics: the columns to show -> what the paper calls them.
+        digits: after the point.
+
+    Returns:
+        Text cells; no rows where no file is there.
     """
     tables = [pd.read_csv(path, keep_default_na=False) for path in files.values() if path.is_file()]
     if not tables:
-        return pd.DataFrame({"Method": ["not run: notebook 05_retrieval"]})
-    ours = pd.concat(tables).groupby("method", sort=False)[["mAP", "R@1", "R@5"]]
-    mean, sd = ours.mean(), ours.std()
-    cells = {"Method": [labels[method] for method in mean.index]}
-    for metric in mean:
-        spreads = ["" if pd.isna(value) else f" ± {value:.3f}" for value in sd[metric]]
-        cells[metric] = [f"{value:.3f}{spread}" for value, spread in zip(mean[metric], spreads, strict=True)]
-    printed = {(row.dataset, row.method, row.metric): f"{row.value:.3f}" for row in paper.itertuples()}
-    for dataset, metric in dict.fromkeys((key[0], key[2]) for key in printed):
-        column = [printed.get((dataset, method, metric), "") for method in mean.index]
-        cells[f"paper: {dataset} {metric}"] = column
+        return pd.DataFrame()
+    ours = pd.concat(tables)
+    by = [name for name in ("method", "head") if name in ours]
+    grouped = ours.groupby(by, sort=False)[list(metrics)]
+    mean, sd = grouped.mean(), grouped.std()
+    keys = mean.index.to_frame(index=False)
+    cells = {"Method": keys["method"].map(dict(labels))}
+    if "head" in keys:
+        cells["Head"] = keys["head"]
+    for metric in metrics:
+        cells[metric] = [spread(*pair, digits) for pair in zip(mean[metric], sd[metric], strict=True)]
+    printed = {(row.dataset, row.method, row.metric): f"{row.value:.{digits}f}" for row in paper.itertuples()}
+    first = keys["head"].eq(keys["head"].iloc[0]) if "head" in keys else [True] * len(keys)
+    for dataset in dict.fromkeys(paper["dataset"]):
+        for metric, name in metrics.items():
+            if name in set(paper["metric"]):
+                cells[f"paper: {dataset} {metric}"] = [
+                    printed.get((dataset, method, name), "") * shown
+                    for method, shown in zip(keys["method"], first, strict=True)
+                ]
     return pd.DataFrame(cells)
+
+
+def spread(mean: float, sd: float, digits: int) -> str:
+    """ "55.4 ± 1.1"; without the spread where there is none."""
+    return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
 
 
 def mean_tables(paths: Mapping[int, Path]) -> pd.DataFrame:
@@ -194,9 +222,6 @@ def results_table(scores: pd.DataFrame, labels: Mapping[str, str], of: str = "un
     top1 = paired_differences(scores, of, "test_top1").set_index("method")
     nll = paired_differences(scores, of, "test_nll").set_index("method")
 
-    def spread(mean: float, sd: float, digits: int) -> str:
-        return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
-
     def difference(table: pd.DataFrame, method: str, digits: int) -> str:
         if method == of:
             return ""
@@ -227,18 +252,62 @@ def text_table(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_page(path: Path, title: str, sections: list[tuple[str, str, pd.DataFrame | Path]]) -> None:
+def render_notebooks(executed: Path, folder: Path) -> dict[str, Path]:
+    """The notebooks that the pipeline has run as HTML pages in `folder`; of several seeds the first.
+
+    Formulas are drawn where there is a network; everything else is in the pages.
+
+    Returns:
+        Notebook name -> its page, in the order of numbers; empty where the pipeline has run nothing.
+    """
+    from nbconvert import HTMLExporter  # imported late: 1 s that tables need not wait for
+
+    names = sorted({path.name for path in executed.rglob("[0-9][0-9]_*.ipynb") if path.stem.count(".") == 0})
+    pages = {}
+    for name in names:
+        path = execution_of(name, executed)
+        if path is not None:
+            page = folder / f"{path.stem}.html"
+            write_text(page, HTMLExporter(template_name="lab").from_filename(str(path))[0])
+            pages[path.stem] = page
+    return pages
+
+
+def write_page(
+    path: Path,
+    title: str,
+    sections: Sequence[tuple[str, str, pd.DataFrame | Path | str]],
+    pages: Mapping[str, Path] | None = None,
+) -> None:
     """One self-contained HTML page: pictures are embedded, nothing is fetched, it reads on a phone.
 
     Args:
-        sections: (heading, sentence, table or PNG path).
+        sections: (heading, sentence, content): a table, a PNG's path, or text on how to make what is missing.
+        pages: other pages to link, by what to call them.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>"]
-    for heading, sentence, content in sections:
-        parts.append(f"<h2>{html.escape(heading)}</h2><p class='note'>{html.escape(sentence)}</p>")
+    contents = [
+        f"<li><a href='#s{number}'>{html.escape(heading)}</a></li>"
+        for number, (heading, *_) in enumerate(sections)
+    ]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<details><summary>Contents</summary><ul>{''.join(contents)}</ul></details>",
+    ]
+    if pages:
+        links = [
+            f"<a href='{html.escape(os.path.relpath(page, path.parent))}'>{html.escape(name)}</a>"
+            for name, page in pages.items()
+        ]
+        parts.append(f"<p>The notebooks as they ran: {' · '.join(links)}</p>")
+    for number, (heading, sentence, content) in enumerate(sections):
+        parts.append(
+            f"<h2 id='s{number}'>{html.escape(heading)}</h2><p class='note'>{html.escape(sentence)}</p>"
+        )
         if isinstance(content, pd.DataFrame):
             table = content.to_html(index=False, border=0, na_rep="")
             parts.append(f"<div class='scroll'>{table}</div>")
+        elif isinstance(content, str):
+            parts.append(f"<p class='missing'>{html.escape(content)}</p>")
         else:
             picture = base64.b64encode(content.read_bytes()).decode()
             parts.append(f"<img alt='{html.escape(heading)}' src='data:image/png;base64,{picture}'>")
