@@ -24,12 +24,32 @@ DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
 COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
 GPU = min(1, len(visible_gpus()))
 STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each other instead
-FEW_SEEDS = SEEDS[:3]
-LONG_STUDIES = ["13_reliability", "14_poor_teachers", "15_projection"]  # for few seeds
+FEW = SEEDS[:3]
+LATER = {  # after Level II; notebook: the one it needs, the seeds it is run for, its priority
+    "05_retrieval": ("04_spd", SEEDS, 35),
+    "06_segmentation": ("04_spd", FEW, 35),
+    "07_cka": ("04_spd", SEEDS, 35),
+    "08_gradient_conflict": ("04_spd", FEW, 30),
+    "09_proxy_selection": ("04_spd", SEEDS, 35),
+    "11_loss_landscape": ("04_spd", FEW, 30),
+}
+if FULL:
+    LATER |= {
+        "12_ablation": ("04_spd", SEEDS, 25),
+        "13_reliability": ("04_spd", FEW, 15),
+        "14_poor_teachers": ("13_reliability", FEW, 5),
+        "15_projection": ("02_proxy", FEW, 10),
+        "16_unlabelled": ("04_spd", SEEDS, 20),
+    }
 RUN = (
     f"exec {sys.executable} -m uniego_utils.runner run {{input.notebook}} {{output}} {{params}}"
     " --threads {threads} --gpus {resources.gpu}"
 )
+
+
+def takes_weights(notebook):
+    """Whether a notebook has the parameter `weights`."""
+    return "weights: str" in Path("notebooks", f"{notebook}.ipynb").read_text(encoding="utf-8")
 
 
 wildcard_constraints:
@@ -152,120 +172,33 @@ rule spd:
         RUN
 
 
-rule retrieval:
-    input:
-        CARD,
-        rules.spd.output,
-        sources_of("notebooks/05_retrieval.ipynb"),
-        notebook="notebooks/05_retrieval.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/05_retrieval.ipynb",
-    params:
-        COMMON,
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    priority: 35
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
+for study, (needed, _, urgency) in LATER.items():
 
-
-rule ablation:
-    input:
-        CARD,
-        rules.spd.output,
-        sources_of("notebooks/12_ablation.ipynb"),
-        notebook="notebooks/12_ablation.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/12_ablation.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS}",
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    priority: 30
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
-
-
-rule unlabelled:
-    input:
-        CARD,
-        rules.spd.output,
-        sources_of("notebooks/16_unlabelled.ipynb"),
-        notebook="notebooks/16_unlabelled.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/16_unlabelled.ipynb",
-    params:
-        COMMON,
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    priority: 25
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
-
-
-rule reliability:
-    input:
-        CARD,
-        rules.spd.output,
-        sources_of("notebooks/13_reliability.ipynb"),
-        notebook="notebooks/13_reliability.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/13_reliability.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS}",
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    priority: 20
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
-
-
-rule poor_teachers:
-    input:
-        CARD,
-        rules.reliability.output,
-        sources_of("notebooks/14_poor_teachers.ipynb"),
-        notebook="notebooks/14_poor_teachers.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/14_poor_teachers.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS}",
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
-
-
-rule projection:
-    input:
-        CARD,
-        rules.proxies.output,
-        sources_of("notebooks/15_projection.ipynb"),
-        notebook="notebooks/15_projection.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/15_projection.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS}",
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    priority: 10
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
+    rule:
+        name:
+            study
+        input:
+            CARD,
+            f"{DONE}/seed{{seed}}/{needed}.ipynb",
+            sources_of(f"notebooks/{study}.ipynb"),
+            notebook=f"notebooks/{study}.ipynb",
+        output:
+            f"{DONE}/seed{{seed}}/{study}.ipynb",
+        params:
+            f"{COMMON} {WEIGHTS}" if takes_weights(study) else COMMON,
+            lambda wildcards: f"-p seed {wildcards.seed}",
+        priority: urgency
+        resources:
+            gpu=GPU,
+        shell:
+            RUN
 
 
 rule report:
     input:
         CARD,
         rules.teachers.output,
-        expand(rules.retrieval.output, seed=SEEDS),
-        expand([*rules.ablation.output, *rules.unlabelled.output], seed=SEEDS) if FULL else [],
-        expand(f"{DONE}/seed{{seed}}/{{study}}.ipynb", seed=FEW_SEEDS, study=LONG_STUDIES) if FULL else [],
+        [f"{DONE}/seed{seed}/{study}.ipynb" for study, (_, seeds, _) in LATER.items() for seed in seeds],
         sources_of("notebooks/10_report.ipynb"),
         notebook="notebooks/10_report.ipynb",
     output:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -136,6 +137,31 @@ def top_of_each(
     return selected
 
 
+def describe_answers(
+    logits: Mapping[str, Tensor], label: int, classes: Sequence[str], selected: Mapping[str, bool]
+) -> pd.DataFrame:
+    """What each model says of one clip, for `plots.plot_verdicts`.
+
+    Args:
+        logits: model -> (C,) of the clip.
+        label: the true class.
+        selected: whether a model teaches on the clip; one that isn't named does not.
+
+    Returns:
+        A row a model: `probability` of the true class, `predicted` class, `right`, `selected`.
+    """
+    answers = {}
+    for name, scores in logits.items():
+        predicted = int(scores.argmax())
+        answers[name] = {
+            "probability": scores.softmax(0)[label].item(),
+            "predicted": classes[predicted],
+            "right": predicted == label,
+            "selected": bool(selected.get(name, False)),
+        }
+    return pd.DataFrame.from_dict(answers, orient="index")
+
+
 def confidence_weights(proxy_logits: Tensor, labels: Tensor) -> Tensor:
     """Weights of Zhang et al. 2022 (CA-MKD, equation 4): (1 - softmax_r(CE_r)) / (R - 1), (N, R).
 
@@ -204,6 +230,14 @@ def start_folders(stage: Stage) -> dict[str, Path]:
     return {name: level_one / name for name in (BASELINE, NAIVE, *stage.card.teachers)} | {
         name: merges / name for name in STARTS
     }
+
+
+def student_folders(stage: Stage) -> dict[str, Path]:
+    """Where every encoder that can be evaluated lies, by name: students of notebook 02 (with a teacher's key:
+    its proxy), merges of notebook 03, students of notebook 04; checkpoints as `imported:<name>`."""
+    level_two = {name: stage.folder("04_spd") / name for name in METHODS}
+    imported = {f"imported:{path.name}": path for path in sorted((stage.outputs / "imported").glob("*"))}
+    return {**start_folders(stage), **level_two, **imported}
 
 
 def watch_along(stage: Stage, pool: Sequence[Path], bf16: bool) -> Teach:
