@@ -283,6 +283,7 @@ def test_claims_state_the_papers_smallest_advantage(scores, selected):
         "1a": "+1.2, +0.6, +0.5",
         "1b": "—, —, —",
         "1c": "—, —, —",
+        "1d": "—, —, —",
         "2a": "+2.8, +1.2, +0.5",
         "2b": "+2.8, +1.2, —",
         "3a": "+2.4, +1.8, —",
