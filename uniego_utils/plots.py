@@ -537,3 +537,104 @@ def plot_retrieval(
     axs[0][0].invert_yaxis()
     figure.suptitle(title)
     return figure
+
+
+def plot_verdicts(table: pd.DataFrame, labels: Mapping[str, str], title: str) -> Axes:
+    """What each model says of one clip: the probability it gives the true class, and what it takes it for.
+
+    `table`: a row a model; columns probability (0..1), predicted (a class), right (bool), selected (bool).
+    """
+    _, ax = plt.subplots(figsize=(8.2, 0.34 * len(table) + 1.1), layout="constrained")
+    for place, (key, row) in enumerate(table.iterrows()):
+        ax.barh(place, row["probability"], color=colour_of(key), height=0.7)
+        mark, colour = ("✓", "#117733") if row["right"] else ("✗", "#BB2222")
+        says = f"{mark} {row['predicted']}" + ("   ★ selected" if row["selected"] else "")
+        ax.text(row["probability"] + 0.015, place, says, color=colour, va="center", fontsize=9)
+    ax.set_yticks(range(len(table)), [labels[key] for key in table.index])
+    ax.set(xlim=(0, 1.45), xlabel="probability of the true class", title=title)
+    ax.set_xticks(np.linspace(0, 1, 6))
+    ax.spines["bottom"].set_bounds(0, 1)
+    ax.invert_yaxis()
+    return ax
+
+
+def plot_blend(
+    shares: Mapping[str, float],
+    points: pd.DataFrame,
+    said: Mapping[str, float],
+    error: Mapping[str, float],
+    measured: Mapping[str, float] | None,
+    labels: Mapping[str, str],
+    title: str,
+) -> Figure:
+    """One blend of the proxies: its coefficients, and where it lies among those that were run.
+
+    Args:
+        shares: key -> coefficient.
+        points: what was run, by key, name of a start, or number; columns val_top1 (%), val_nll (nats).
+        said, error: val_top1 and val_nll that a surrogate expects of the blend, and its typical errors.
+        measured: the same two when the blend was run, else None.
+        labels: of keys and starts.
+    """
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 3.9), layout="constrained", width_ratios=(1, 1.35)
+    )
+    names = [labels[key] for key in shares]
+    bars = left.barh(names, list(shares.values()), color=[colour_of(key) for key in shares])
+    left.bar_label(bars, fmt="%.2f", padding=3)
+    left.axvline(1 / len(shares), color="k", ls=":", lw=1)
+    left.set(xlim=(0, 1.18), xlabel="coefficient (dotted: plain average)")
+    left.invert_yaxis()
+
+    for name, point in points.iterrows():
+        style = dict(marker="o", ms=4, color="#BBBBBB", zorder=1)  # one of the sampled blends
+        if name in shares:
+            style |= dict(ms=7, color=colour_of(name), zorder=2)
+        elif name in labels:
+            style |= dict(marker="D", ms=6, color="#222222", zorder=3)
+            right.annotate(
+                labels[name],
+                (point["val_nll"], point["val_top1"]),
+                (7, -3),
+                textcoords="offset points",
+                fontsize=8,
+            )
+        right.plot(point["val_nll"], point["val_top1"], ls="", **style)
+    place = said["val_nll"], said["val_top1"]
+    errors = dict(xerr=error["val_nll"], yerr=error["val_top1"], ecolor=UNIEGO_COLOUR, elinewidth=1)
+    right.errorbar(
+        *place, **errors, marker="*", ms=15, color=UNIEGO_COLOUR, ls="", label="this blend, expected"
+    )
+    if measured is not None:
+        found = measured["val_nll"], measured["val_top1"]
+        right.plot(*found, "*", ms=15, mfc="white", mec="k", zorder=4, label="this blend, run")
+    right.plot([], [], "o", ms=7, color="#777777", label="a proxy, in its colour")
+    right.plot([], [], "o", ms=4, color="#BBBBBB", label="other blends that were run")
+    right.set(xlabel="validation NLL (nats)", ylabel="validation accuracy (%)")
+    right.grid(alpha=0.3)
+    right.legend(fontsize=8, frameon=False, loc="upper right")
+    right.margins(0.12)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_surrogates(measured: pd.DataFrame, said: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """What surrogates expected of blends against what was measured, a panel a score; dotted: all is right.
+
+    `measured` and each of `said` have the same index and the columns val_nll (nats) and val_top1 (percent).
+    """
+    figure, axs = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    columns = {"val_nll": "validation NLL (nats)", "val_top1": "validation accuracy (%)"}
+    for ax, (column, name) in zip(axs, columns.items(), strict=True):
+        for (surrogate, table), colour, marker in zip(
+            said.items(), ("#EE6611", "#0077BB"), "os", strict=False
+        ):
+            ax.plot(measured[column], table[column], marker, color=colour, ms=5, alpha=0.8, label=surrogate)
+        both = pd.concat([measured[column], *(table[column] for table in said.values())])
+        ends = np.array([both.min(), both.max()])
+        ax.plot(ends, ends, "k:", lw=1)
+        ax.set(xlabel=f"measured {name}", ylabel=f"expected {name}")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title)
+    return figure

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from uniego_utils.skeletons import (
 )
 from uniego_utils.stage import Stage, project_path
 from uniego_utils.teachers import plan
+from uniego_utils.video import frame_indices, open_clip, sample_times
 
 GENERATED = "mocap"  # the builder that renders its clips instead of finding them
 WITH_SKELETON = ("train", "val")  # splits that teachers see; test clips are the student's alone
@@ -135,6 +137,36 @@ def joints_in_picture(stage: Stage, manifest: Manifest, row: int) -> tuple[Tenso
             if "exo_joints_2d" in read_tensors(path):
                 return read_joints(path, "exo_joints_2d", layout_of(name))[0], layout_of(name)
     return None
+
+
+def read_moments(manifest: Manifest, row: int, column: str, count: int = 8) -> np.ndarray:
+    """`count` pictures over a clip from one of its videos, e.g. `ego_video`: (count, H, W, 3) uint8."""
+    video = open_clip(manifest, row, column.partition("_")[0], column)
+    times = sample_times(*manifest.rows.loc[row, ["start_s", "end_s"]], count)
+    return video.read(frame_indices(times, video.fps, video.frames))
+
+
+def clip_strips(stage: Stage, manifest: Manifest, row: int, count: int = 8) -> dict[str, Any]:
+    """All that there is to see of a clip, for `plots.plot_strips`: its views, depths, and the skeleton drawn
+    into the exo view, each where the manifest has it.
+
+    Returns:
+        `strips`: what it is -> (count, H, W, 3); `overlays`: the same -> joints (count, V, 2); `bones`.
+    """
+    columns = [f"{view}_video" for view in stage.card.views]
+    columns += [
+        name for name in manifest.rows if name.endswith("_depth") and pd.notna(manifest.rows[name][row])
+    ]
+    strips = {
+        name.removesuffix("_video").replace("_", " "): read_moments(manifest, row, name, count)
+        for name in columns
+    }
+    overlays, bones = {}, ()
+    if "exo" in strips and (found := joints_in_picture(stage, manifest, row)) is not None:
+        joints, layout = found
+        strips["exo + skeleton"], bones = strips["exo"], layout.bones
+        overlays["exo + skeleton"] = joints[(2 * np.arange(count) + 1) * len(joints) // (2 * count)].numpy()
+    return {"strips": strips, "overlays": overlays, "bones": bones}
 
 
 def given_skeletons(stage: Stage, skeletons: str) -> GivenSkeletons:
