@@ -1,7 +1,8 @@
 """What the students minimise: equations 1, 5 and 6 of the paper, and the baselines' losses.
 
 An objective is a module called with a student's features (B, D), logits (B, C) and a batch with `labels` (B,)
-and `rows` (B,), the clips' places in the manifest. It returns a dict of scalar losses; `loss` is the total.
+and `rows` (B,), the clips' places in the manifest. It returns a dict of scalar losses; `loss` is the total, the
+sum of the parts that `part_weights` names.
 """
 
 import torch
@@ -32,6 +33,11 @@ class Classification(nn.Module):
         super().__init__()
         self.label_smoothing = label_smoothing
 
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """The losses that make up `loss`, and their weights; all but `class_loss` are distillation."""
+        return {"class_loss": 1.0}
+
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over the labelled clips of the batch; 0 where none is."""
         total = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
@@ -40,7 +46,7 @@ class Classification(nn.Module):
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
         """See the module's text."""
         loss = self.cross_entropy(logits, batch["labels"])
-        return {"loss": loss, "class_loss": loss.detach()}
+        return {"loss": loss, "class_loss": loss}
 
 
 class TeacherDistillation(Classification):
@@ -71,8 +77,13 @@ class TeacherDistillation(Classification):
             self.project[key] = nn.Linear(*sizes)
             self.register_buffer(f"targets_{key}", features, persistent=False)
 
-    def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """See the module's text."""
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """See `Classification`."""
+        return {"class_loss": self.class_weight, "match_loss": self.weight}
+
+    def distances(self, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The mean cosine distance to each teacher, (R,)."""
         distances = []
         for key in self.keys:
             teacher = getattr(self, f"targets_{key}")[batch["rows"]]
@@ -80,9 +91,17 @@ class TeacherDistillation(Classification):
                 distances.append(cosine_distance(features, self.project[key](teacher)).mean())
             else:
                 distances.append(cosine_distance(self.project[key](features), teacher).mean())
-        match, ce = torch.stack(distances).mean(), self.cross_entropy(logits, batch["labels"])
+        return torch.stack(distances)
+
+    def by_source(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """What each teacher adds to the loss, (R,): their sum is the distillation part."""
+        return self.weight * self.distances(features, batch) / len(self.keys)
+
+    def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
+        """See the module's text."""
+        match, ce = self.distances(features, batch).mean(), self.cross_entropy(logits, batch["labels"])
         loss = self.weight * match + self.class_weight * ce
-        return {"loss": loss, "class_loss": ce.detach(), "match_loss": match.detach()}
+        return {"loss": loss, "class_loss": ce, "match_loss": match}
 
 
 class ProxyDistillation(Classification):
@@ -141,8 +160,20 @@ class ProxyDistillation(Classification):
         ).items():
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """See the module's text."""
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """See `Classification`."""
+        method = self.method
+        return {
+            "class_loss": method.beta_cls,
+            "match_loss": method.beta_feat,
+            "kl_loss": method.beta_logit,
+        }
+
+    def distances(
+        self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each clip's weights, cosine distances and divergences to the proxies, (B, R) each."""
         rows, labels = batch["rows"], batch["labels"]
         weights = self.weights[rows]
         if self.recipe.spd_better_than_student:
@@ -162,17 +193,36 @@ class ProxyDistillation(Classification):
             weights = drop_proxies(
                 weights, self.method.beta_feat * match + self.method.beta_logit * divergence, self.drop
             )
+        return weights, match, divergence
 
+    def count(self, distilled: Tensor) -> Tensor | int:
+        """How many clips the distillation part is averaged over, given which are distilled (B,)."""
+        return len(distilled) if self.recipe.spd_average_all else distilled.sum().clamp(min=1)
+
+    def by_source(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """What each proxy adds to the loss, (R,): their sum is the distillation part.
+
+        Raises ValueError with `drop`: it would draw other proxies than the loss did.
+        """
+        if self.drop:
+            raise ValueError("proxies dropped by chance have no loss of their own; use drop = 0")
+        weights, match, divergence = self.distances(features, logits, batch)
+        each = self.method.beta_feat * match + self.method.beta_logit * divergence
+        return (weights * each).sum(0) / self.count(weights.sum(1) > 0)
+
+    def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
+        """See the module's text."""
+        weights, match, divergence = self.distances(features, logits, batch)
         distilled = weights.sum(1) > 0
-        count = len(rows) if self.recipe.spd_average_all else distilled.sum().clamp(min=1)
+        count = self.count(distilled)
         match, divergence = (weights * match).sum() / count, (weights * divergence).sum() / count
-        ce = self.cross_entropy(logits, labels)
+        ce = self.cross_entropy(logits, batch["labels"])
         distil = self.method.beta_feat * match + self.method.beta_logit * divergence
         return {
             "loss": distil + self.method.beta_cls * ce,
-            "class_loss": ce.detach(),
-            "match_loss": match.detach(),
-            "kl_loss": divergence.detach(),
+            "class_loss": ce,
+            "match_loss": match,
+            "kl_loss": divergence,
             "distilled_share": distilled.float().mean(),
         }
 

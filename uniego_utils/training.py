@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,25 @@ Batches = Callable[[int], Iterable[dict]]  # epoch -> its batches
 Teach = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # a batch -> the batch with what learners are taught
 
 
+class Backward(Protocol):
+    """Another way to a learner's gradients than one backward pass of its loss, e.g. `gradients.ApartBackward`."""
+
+    def __call__(
+        self, learner: "Learner", features: Tensor, logits: Tensor, batch: dict[str, Tensor], together: int
+    ) -> dict[str, Tensor]:
+        """Add the batch's gradients, divided by `together`, to `.grad`; the objective's losses."""
+
+    def take_notes(self) -> dict:
+        """What the finished epoch's record is to have besides losses (JSON); starts anew."""
+
+
 @dataclass
 class Learner:
     """A student in training: `model(clips)` gives (features, logits), `objective` turns them into losses."""
 
     model: nn.Module
     objective: nn.Module
+    backward: Backward | None = None  # None: one backward pass of the loss
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -108,7 +122,8 @@ def fit(
     for name, learner in learners.items():
         learner.model.to(device)
         learner.objective.to(device)
-        forward[name] = torch.compile(learner.model) if config.compile else learner.model
+        compiled = config.compile and learner.backward is None  # a compiled graph takes one backward pass
+        forward[name] = torch.compile(learner.model) if compiled else learner.model
     optimizers = {name: create_optimizer(learner.parameters, config) for name, learner in learners.items()}
     history: dict[str, list[dict]] = {name: [] for name in learners}
     first = _resume(checkpoint, learners, optimizers, history, device)
@@ -141,10 +156,14 @@ def fit(
                     group["lr"] = rate
                 with autocast(device, config.bf16):
                     features, logits = forward[name](batch["clips"])
-                losses = learner.objective(features.float(), logits.float(), batch)
+                features, logits = features.float(), logits.float()
                 if gathered == 0:
                     optimizers[name].zero_grad()
-                (losses["loss"] / together).backward()
+                if learner.backward is None:
+                    losses = learner.objective(features, logits, batch)
+                    (losses["loss"] / together).backward()
+                else:
+                    losses = learner.backward(learner, features, logits, batch, together)
                 if gathered + 1 == together:
                     if config.grad_clip is not None:
                         nn.utils.clip_grad_norm_(learner.parameters, config.grad_clip)
@@ -164,7 +183,8 @@ def fit(
             learner.model.eval()
             learner.objective.eval()
             looked = evaluate(learner.model) if look else {}
-            history[name].append({"epoch": epoch + 1, "lr": rate, **means, **looked})
+            notes = {} if learner.backward is None else learner.backward.take_notes()
+            history[name].append({"epoch": epoch + 1, "lr": rate, **means, **looked, **notes})
         seconds = (time.perf_counter() - started) / len(learners)
         for records in history.values():
             records[-1]["seconds"] = round(seconds, 3)
