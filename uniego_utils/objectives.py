@@ -1,8 +1,8 @@
 """What the students minimise: equations 1, 5 and 6 of the paper, and the baselines' losses.
 
 An objective is a module called with a student's features (B, D), logits (B, C) and a batch with `labels` (B,)
-and `rows` (B,), the clips' places in the manifest. It returns a dict of scalar losses; `loss` is the total, the
-sum of the parts that `part_weights` names.
+and `rows` (B,), the clips' places in the manifest. It returns a dict of scalar losses; `loss` is the
+total: the weighted sum of the parts that `part_weights` names.
 """
 
 import torch

@@ -22,7 +22,7 @@ from uniego_utils.students import (
     load_student,
     train_students,
 )
-from uniego_utils.training import Learner, Teach, autocast, predict
+from uniego_utils.training import Backward, Learner, Teach, autocast, predict
 from uniego_utils.video import UNKNOWN, loader
 
 
@@ -34,6 +34,7 @@ class Method:
     start: str = "merged"  # a start of notebook 03, or a student of notebook 02
     changes: Mapping[str, float] = field(default_factory=dict)  # of the card's method
     drop: float = 0.0  # see `ProxyDistillation`
+    direct: bool = False  # learns from the teachers themselves, as the naive student does
 
 
 METHODS = {
@@ -268,19 +269,22 @@ def train_level_two(
     targets: dict[str, Tensor] | None = None,
     unlabelled: str | None = None,
     unseen: tuple[Tensor, Tensor] | None = None,
+    backward: Mapping[str, Backward] | None = None,
 ) -> None:
     """Train students of Level II in one pass over the data; each gets a run folder below `folder`.
 
     Args:
         methods: by the student's name.
         weights: (N, R) by the student's name, with `unlabelled` (N + M, R); a student without any learns from
-            labels alone, or, from the naive start, goes on learning from the teachers.
+            labels alone, or, from the naive start, goes on learning from the teachers; with `direct` it
+            begins to.
         pool: run folders of the R proxies.
         starts: `start_folders(stage)` unless given.
         targets: the naive student's teachers, as for `train_level_one`; the card's unless given. With
             `unlabelled` (N + M, D_r).
         unlabelled: a split of M clips on which proxies teach too, without labels.
         unseen: what `outputs_on` gives for that split; computed unless given.
+        backward: by the student's name, how its gradients come about, where not by one backward pass.
     """
     config, starts = stage.preset.spd, starts or start_folders(stage)
     features, logits = proxy_outputs(pool)
@@ -320,14 +324,15 @@ def train_level_two(
                 "proxies": outputs,
                 "weights": digest(weights[name].float().numpy().tobytes()),
             }
-        elif method.start == NAIVE:
+        elif method.start == NAIVE or method.direct:
             if targets is None:
                 targets = teacher_targets(stage, stage.card.teachers)
                 if unlabelled is not None:
                     more = teacher_targets(stage, stage.card.teachers, unlabelled)
                     targets = {key: torch.cat([rows, more[key]]) for key, rows in targets.items()}
             objective = level_one_objective(stage, NAIVE, targets, backbone.feature_width)
-            objective.load_state_dict(read_tensors(starts[NAIVE] / "objective.safetensors"))
+            if method.start == NAIVE:
+                objective.load_state_dict(read_tensors(starts[NAIVE] / "objective.safetensors"))
             inputs |= {
                 "lambda_feat": stage.method.lambda_feat,
                 "lambda_cls": stage.method.lambda_cls,
@@ -335,7 +340,9 @@ def train_level_two(
             }
         else:
             objective = Classification(config.label_smoothing)
-        learners[name] = Learner(backbone, objective)
+        learners[name] = Learner(backbone, objective, (backward or {}).get(name))
+        if learners[name].backward is not None:
+            inputs["backward"] = learners[name].backward.describe()
         configs[name] = describe_training(stage, config, start, **inputs)
     live = stage.recipe.spd_live_targets and bool(weights)
     teach = partial(watch_along, stage, pool, config.bf16) if live else None

@@ -33,12 +33,15 @@ Teach = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # a batch -> the batch
 
 
 class Backward(Protocol):
-    """Another way to a learner's gradients than one backward pass of its loss, e.g. `gradients.ApartBackward`."""
+    """Another way to gradients than one backward pass of the loss, e.g. `gradients.ApartBackward`."""
 
     def __call__(
         self, learner: "Learner", features: Tensor, logits: Tensor, batch: dict[str, Tensor], together: int
     ) -> dict[str, Tensor]:
         """Add the batch's gradients, divided by `together`, to `.grad`; the objective's losses."""
+
+    def describe(self) -> dict:
+        """What a run's `config.json` is to say of it (JSON)."""
 
     def take_notes(self) -> dict:
         """What the finished epoch's record is to have besides losses (JSON); starts anew."""

@@ -1,0 +1,268 @@
+"""Do distillation and classification pull the shared weights in opposite directions? (Paper, section 5,
+Figures 4 and 5.) And rivals of their plain sum, which remove what conflicts.
+
+The shared weights are the backbone's without its classifier, which features never reach.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torchjd.aggregation import CAGradWeighting, PCGradWeighting, UPGradWeighting
+
+from uniego_utils.merging import name_layers
+from uniego_utils.objectives import Losses
+from uniego_utils.training import Learner
+
+SHARED = "shared"  # the group of all shared weights
+HEAD = "head"
+CLASSIFICATION = "classification"  # the first of the losses that are compared
+SUM = "sum"  # how gradients are combined where nothing is done about conflict
+CAGRAD_RADIUS = 0.4  # of the multi-task experiments in Liu et al. 2021, arXiv:2110.14048
+# Each makes of the losses' Gramian (K, K) a weight per loss. Sources: Yu et al. 2020, arXiv:2001.06782;
+# Liu et al. 2021; Quinton and Rey 2024, arXiv:2406.16232
+RIVALS = {
+    "pcgrad": PCGradWeighting,
+    "cagrad": lambda: CAGradWeighting(CAGRAD_RADIUS),
+    "upgrad": UPGradWeighting,
+}
+OF_MEAN = ("cagrad", "upgrad")  # these keep the scale of the mean gradient, the others that of the sum
+
+
+def shared_layers(model: nn.Module) -> dict[str, str]:
+    """Every shared parameter's layer, as in `merging.name_layers`: the stem, each block, the final norm."""
+    layers = name_layers(list(model.state_dict()))
+    return {name: layers[name] for name, _ in model.named_parameters() if layers[name] != HEAD}
+
+
+def split_losses(losses: Losses, part_weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    """The weighted classification part and the weighted distillation part, whose sum is `loss`.
+
+    Args:
+        losses: what an objective returned; part_weights: that objective's.
+
+    Raises:
+        ValueError: the objective distils nothing.
+    """
+    rest = [weight * losses[part] for part, weight in part_weights.items() if part != "class_loss"]
+    if not rest:
+        raise ValueError("this objective has no distillation part; there is nothing that could conflict")
+    return part_weights["class_loss"] * losses["class_loss"], torch.stack(rest).sum()
+
+
+def gramians(
+    gradients: Sequence[Mapping[str, Tensor | None]], layers: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Inner products of K losses' gradients, (K, K) float64 per layer; those of all layers are `SHARED`.
+
+    Args:
+        gradients: per loss, parameter -> gradient; None where the loss does not reach it.
+        layers: of `shared_layers`; other parameters are left out.
+    """
+    found: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        own = [each[name] for each in gradients]
+        some = next((gradient for gradient in own if gradient is not None), None)
+        if some is None:
+            continue
+        rows = torch.stack([torch.zeros_like(some) if row is None else row for row in own]).flatten(1)
+        products = (rows @ rows.T).double()
+        for group in (SHARED, layer):
+            found[group] = found.get(group, 0) + products
+    return found
+
+
+def cosines(gramian: Tensor) -> Tensor:
+    """Inner products (K, K) -> cosines (K, K); NaN where a gradient is zero."""
+    norms = gramian.diagonal().clamp(min=0).sqrt()
+    return (gramian / norms[:, None] / norms[None]).masked_fill(
+        (norms[:, None] * norms[None]) == 0, torch.nan
+    )
+
+
+def class_against_rest(gramian: Tensor) -> Tensor:
+    """Inner products of K losses, classification first -> those of classification and the others' sum."""
+    cross, rest = gramian[0, 1:].sum(), gramian[1:, 1:].sum()
+    return torch.stack([gramian[0, 0], cross, cross, rest]).view(2, 2)
+
+
+@dataclass
+class ApartBackward:
+    """A `training.Backward` with one pass per loss: it sees how their gradients lie to each other.
+
+    On a batch that is looked at, the classification part and the distillation part have a backward pass
+    each, and the optimiser gets the sum of both gradients, so nothing is computed twice. Other batches have
+    the usual one. In memory are as many gradients as losses, none per clip.
+
+    Args:
+        layers: of `shared_layers`.
+        every: batches between looks.
+        sources_every: batches between looks at each source (teacher or proxy) by itself, with a pass for
+            each; 0: never.
+        combine: `sum`, or one of `RIVALS`, which weigh the losses' gradients on the shared weights at every
+            step. All else (classifier, projections) gets the sum.
+        sources: with a rival, a name for each source: those of one name are one loss. Empty: all are.
+
+    Raises:
+        ValueError: `every` below 1, `sources_every` below 0 or with a rival, or an unknown `combine`.
+    """
+
+    layers: Mapping[str, str]
+    every: int = 4
+    sources_every: int = 0
+    combine: str = SUM
+    sources: Sequence[str] = ()
+    batches: int = field(default=0, init=False)  # seen in this epoch
+    seen: dict[str, list[float]] = field(default_factory=dict, init=False)  # group -> cosines
+    matrices: list[np.ndarray] = field(default_factory=list, init=False)  # (1 + R, 1 + R) cosines
+
+    def __post_init__(self):
+        if self.every < 1 or self.sources_every < 0:
+            raise ValueError(
+                f"looks every {self.every} batches, at sources every {self.sources_every}: at least 1 and 0"
+            )
+        if self.combine not in (SUM, *RIVALS):
+            raise ValueError(f"unknown rival {self.combine!r}; choose of {', '.join((SUM, *RIVALS))}")
+        if self.sources_every and self.combine != SUM:
+            raise ValueError("each source is looked at where gradients are summed; set sources_every = 0")
+        self.weigh = None if self.combine == SUM else RIVALS[self.combine]()
+
+    def describe(self) -> dict:
+        """What decides the weights and the notes, for `config.json`."""
+        return {
+            "every": self.every,
+            "sources_every": self.sources_every,
+            "combine": self.combine,
+            "sources": list(self.sources),
+        }
+
+    def __call__(
+        self, learner: Learner, features: Tensor, logits: Tensor, batch: dict[str, Tensor], together: int
+    ) -> Losses:
+        """See `training.Backward`."""
+        number, self.batches = self.batches, self.batches + 1
+        each = self.sources_every > 0 and number % self.sources_every == 0
+        look = number % self.every == 0
+        losses = learner.objective(features, logits, batch)
+        if not (look or each or self.weigh):
+            (losses["loss"] / together).backward()
+            return losses
+
+        classification, distillation = split_losses(losses, learner.objective.part_weights)
+        terms = [classification, distillation]
+        if each or (self.weigh and self.sources):
+            by_source = learner.objective.by_source(features, logits, batch)
+            terms = [classification, *(by_source if each else self._grouped(by_source))]
+        trained = dict(
+            chain(
+                learner.model.named_parameters(),
+                ((f"objective.{name}", value) for name, value in learner.objective.named_parameters()),
+            )
+        )
+        gradients = []
+        for place, term in enumerate(terms):
+            keep = place + 1 < len(terms)  # the graph, for the next loss
+            found = torch.autograd.grad(
+                term / together, list(trained.values()), None, keep, allow_unused=True
+            )
+            gradients.append(dict(zip(trained, found, strict=True)))
+        products = gramians(gradients, self.layers)
+        if not products[SHARED].isfinite().all():
+            raise FloatingPointError("a gradient is not finite; lower the learning rate")
+        if look:
+            for group, gramian in products.items():
+                cosine = cosines(class_against_rest(gramian))[0, 1].item()
+                if not np.isnan(cosine):  # where a gradient is zero there is no angle
+                    self.seen.setdefault(group, []).append(cosine)
+        if each:
+            self.matrices.append(cosines(products[SHARED]).cpu().numpy())
+
+        weights = torch.ones(len(terms), dtype=torch.float64)
+        if self.weigh:
+            weights = self.weigh(products[SHARED].cpu()) * (len(terms) if self.combine in OF_MEAN else 1)
+        for name, parameter in trained.items():
+            own = weights.tolist() if name in self.layers else [1.0] * len(terms)
+            for weight, gradient in zip(own, (found[name] for found in gradients), strict=True):
+                if gradient is not None:
+                    add = gradient if weight == 1 else weight * gradient
+                    parameter.grad = add if parameter.grad is None else parameter.grad + add
+        return losses
+
+    def _grouped(self, by_source: Tensor) -> list[Tensor]:
+        """Losses of the sources (R,), added up by name."""
+        if len(self.sources) != len(by_source):
+            raise ValueError(f"{len(self.sources)} names for {len(by_source)} sources")
+        groups = dict.fromkeys(self.sources)
+        return [
+            sum(loss for loss, name in zip(by_source, self.sources, strict=True) if name == group)
+            for group in groups
+        ]
+
+    def take_notes(self) -> dict:
+        """The epoch's `gradients`, group -> rate, cosine, batches, and `sources`: for each pair of
+        classification and sources the sum of cosines, how many were negative, and on how many batches."""
+        notes = {}
+        if self.seen:
+            notes["gradients"] = {
+                group: {
+                    "rate": float(np.less(seen, 0).mean()),
+                    "cosine": float(np.mean(seen)),
+                    "batches": len(seen),
+                }
+                for group, seen in self.seen.items()
+            }
+        if self.matrices:
+            stacked = np.stack(self.matrices)
+            counted = {
+                "cosine": np.nansum(stacked, 0),
+                "conflicts": (stacked < 0).sum(0),
+                "batches": (~np.isnan(stacked)).sum(0),
+            }
+            notes["sources"] = {name: table.tolist() for name, table in counted.items()}
+        self.batches, self.seen, self.matrices = 0, {}, []
+        return notes
+
+
+def conflict_table(histories: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+    """Columns method, epoch, group, rate (share of batches with a negative cosine), cosine (mean), batches.
+
+    Args:
+        histories: method -> its epochs' records, trained with `ApartBackward`.
+    """
+    rows = [
+        {"method": method, "epoch": record["epoch"], "group": group, **found}
+        for method, records in histories.items()
+        for record in records
+        for group, found in record.get("gradients", {}).items()
+    ]
+    return pd.DataFrame(rows, columns=["method", "epoch", "group", "rate", "cosine", "batches"])
+
+
+def source_table(histories: Mapping[str, Sequence[dict]], names: Sequence[str]) -> pd.DataFrame:
+    """How sources' gradients lie to classification's and to each other's, over all epochs.
+
+    Args:
+        histories: method -> its epochs' records, trained with `sources_every` above 0; others are left out.
+        names: R sources, in their objective's order.
+
+    Returns:
+        Columns method, source, other, rate, cosine, batches; a row a pair that was ever seen together.
+    """
+    everyone, rows = [CLASSIFICATION, *names], []
+    for method, records in histories.items():
+        counted = [record["sources"] for record in records if "sources" in record]
+        if not counted:
+            continue
+        total = {key: sum(np.array(one[key]) for one in counted) for key in counted[0]}
+        if total["batches"].shape != (len(everyone),) * 2:
+            raise ValueError(f"{len(names)} names for {len(total['batches']) - 1} sources of {method}")
+        for one, other in zip(*np.triu_indices(len(everyone), 1), strict=True):
+            if batches := int(total["batches"][one, other]):
+                rate, cosine = (total[key][one, other] / batches for key in ("conflicts", "cosine"))
+                pair = {"source": everyone[other], "other": everyone[one]}
+                rows.append({"method": method, **pair, "rate": rate, "cosine": cosine, "batches": batches})
+    return pd.DataFrame(rows, columns=["method", "source", "other", "rate", "cosine", "batches"])
