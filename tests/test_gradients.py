@@ -331,7 +331,8 @@ def test_pcgrad_and_upgrad_are_one_where_there_are_two_losses():
         learner.backward(learner, *outputs_of(learner, batch), batch, 1)
         assert learner.backward.take_notes()["gradients"][SHARED]["rate"] == 1
         steps.append(torch.cat([p.grad.flatten() for p in learner.model.parameters()]))
-    torch.testing.assert_close(*steps, rtol=1e-3, atol=1e-5)
+    one, other = steps
+    assert (one - other).norm() < 1e-3 * one.norm()  # UPGrad regularises its Gramian by 1e-4
 
 
 def test_tables_have_a_row_per_method_epoch_and_group(tmp_path):
