@@ -14,7 +14,9 @@ from uniego_utils.backbones import create_backbone
 from uniego_utils.gradients import (
     CAGRAD_RADIUS,
     CLASSIFICATION,
+    CLIP,
     SHARED,
+    SOURCE,
     ApartBackward,
     class_against_rest,
     conflict_table,
@@ -123,6 +125,7 @@ def test_cosines_equal_autograd_parameter_by_parameter(kind):
     learner, batch = learner_of(kind, every=1), batches_of(0)[0]
     learner.backward(learner, *outputs_of(learner, batch), batch, 1)
     noted = learner.backward.take_notes()["gradients"]
+    clip = noted.pop(CLIP)
 
     reference = learner_of(kind)
     parameters = dict(reference.model.named_parameters())
@@ -142,8 +145,18 @@ def test_cosines_equal_autograd_parameter_by_parameter(kind):
         ]
         slow = slow_cosine([a for a, _ in own], [b for _, b in own])
         assert found["cosine"] == pytest.approx(slow, abs=1e-5)
-        assert found["rate"] == (slow < 0) and found["batches"] == 1
+        assert found["rate"] == (slow < 0) and found["counted"] == 1
     assert set(noted) == {SHARED, *shared_layers(reference.model).values()}
+    pulls = [
+        torch.autograd.grad(loss, features, retain_graph=True)[0]
+        for loss in (ce, losses["loss"] - METHOD.lambda_cls * ce)
+    ]
+    slow = [
+        slow_cosine([a], [b]) for a, b in zip(*pulls, strict=True) if b.norm() > 1e-6
+    ]  # a clip without a proxy has no angle
+    assert clip["counted"] == len(slow) > 3
+    assert clip["rate"] == pytest.approx(np.less(slow, 0).mean())
+    assert clip["cosine"] == pytest.approx(np.mean(slow), abs=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"every": 1}, {"every": 2}, {"sources_every": 1}], ids=str)
@@ -175,7 +188,7 @@ def test_looking_changes_no_weights(kind, accumulate, tmp_path):
     )
     for name, value in usual.tensors().items():
         torch.testing.assert_close(seen.tensors()[name], value, rtol=1e-4, atol=1e-6)
-    assert [record["gradients"][SHARED]["batches"] for record in after] == [2, 2, 2]  # of three: 0 and 2
+    assert [record["gradients"][SHARED]["counted"] for record in after] == [2, 2, 2]  # of three: 0 and 2
     assert not any("gradients" in record for record in before)
 
 
@@ -218,6 +231,14 @@ def test_a_loss_agrees_with_itself_and_opposes_its_negative():
         assert cosines(class_against_rest(products["layer"]))[0, 1].item() == pytest.approx(sign)
 
 
+def test_several_losses_against_classification_are_their_sum():
+    grads = [{"w": draw(7, seed=seed)} for seed in range(4)]
+    products = gramians(grads, {"w": "layer"})[SHARED]
+    rest = sum(grad["w"] for grad in grads[1:])
+    expected = slow_cosine([grads[0]["w"]], [rest])
+    assert cosines(class_against_rest(products))[0, 1].item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_zero_gradient_has_no_angle_and_a_missing_one_counts_as_zero():
     products = gramians([{"w": draw(5), "v": draw(2)}, {"w": None, "v": None}], {"w": "a", "v": "b"})
     assert cosines(products[SHARED])[0, 1].isnan() and cosines(products[SHARED])[0, 0] == 1
@@ -231,7 +252,7 @@ def test_batches_where_nothing_is_distilled_are_not_counted(tmp_path):
     learner.objective.weights[1:] = 0  # clip 0 alone is distilled: one batch an epoch
     if not learner.objective.weights[0].any():
         learner.objective.weights[0, 0] = 1
-    assert [record["gradients"][SHARED]["batches"] for record in trained(learner, tmp_path / "one")] == [
+    assert [record["gradients"][SHARED]["counted"] for record in trained(learner, tmp_path / "one")] == [
         1,
         1,
         1,
@@ -338,12 +359,16 @@ def test_pcgrad_and_upgrad_are_one_where_there_are_two_losses():
 def test_tables_have_a_row_per_method_epoch_and_group(tmp_path):
     histories = {"x": trained(learner_of("teachers", every=1, sources_every=2), tmp_path)}
     table = conflict_table(histories)
-    assert list(table.columns) == ["method", "epoch", "group", "rate", "cosine", "batches"]
-    assert len(table) == 3 * (1 + len(set(shared_layers(Student()).values())))
+    assert list(table.columns) == ["method", "epoch", "group", "rate", "cosine", "counted"]
+    assert len(table) == 3 * (3 + len(set(shared_layers(Student()).values())))
     assert table["rate"].between(0, 1).all() and table["cosine"].between(-1, 1).all()
-    assert (table["batches"] == 3).all()
+    counted = table.groupby("group")["counted"].agg(set)
+    assert counted[SHARED] == counted["stem"] == {3} and counted[SOURCE] == {2 * R} and counted[CLIP] == {N}
     sources = source_table(histories, ["a", "b", "c"])
     assert (sources["batches"] == 6).all() and set(sources["other"]) == {CLASSIFICATION, "a", "b"}
+    own = table[table["group"] == SOURCE].mean(numeric_only=True)
+    pairs = sources[sources["other"] == CLASSIFICATION].mean(numeric_only=True)
+    assert own["rate"] == pytest.approx(pairs["rate"]) and own["cosine"] == pytest.approx(pairs["cosine"])
     assert source_table({"y": [{"epoch": 1}]}, ["a"]).empty
     with pytest.raises(ValueError, match="2 names for 3 sources of x"):
         source_table(histories, ["a", "b"])

@@ -19,6 +19,8 @@ from uniego_utils.objectives import Losses
 from uniego_utils.training import Learner
 
 SHARED = "shared"  # the group of all shared weights
+SOURCE = "source"  # each source's gradient on the shared weights, by itself
+CLIP = "clip"  # each clip's gradient on its own feature
 HEAD = "head"
 CLASSIFICATION = "classification"  # the first of the losses that are compared
 SUM = "sum"  # how gradients are combined where nothing is done about conflict
@@ -96,7 +98,8 @@ class ApartBackward:
 
     On a batch that is looked at, the classification part and the distillation part have a backward pass
     each, and the optimiser gets the sum of both gradients, so nothing is computed twice. Other batches have
-    the usual one. In memory are as many gradients as losses, none per clip.
+    the usual one. In memory are as many gradients as losses; per clip there are those on its feature alone,
+    for which no pass goes through the backbone.
 
     Args:
         layers: of `shared_layers`.
@@ -153,6 +156,8 @@ class ApartBackward:
             return losses
 
         classification, distillation = split_losses(losses, learner.objective.part_weights)
+        if look and (angles := clip_cosines(classification, distillation, features)) is not None:
+            self._note(CLIP, angles)
         terms = [classification, distillation]
         if each or (self.weigh and self.sources):
             by_source = learner.objective.by_source(features, logits, batch)
@@ -175,11 +180,11 @@ class ApartBackward:
             raise FloatingPointError("a gradient is not finite; lower the learning rate")
         if look:
             for group, gramian in products.items():
-                cosine = cosines(class_against_rest(gramian))[0, 1].item()
-                if not np.isnan(cosine):  # where a gradient is zero there is no angle
-                    self.seen.setdefault(group, []).append(cosine)
+                self._note(group, cosines(class_against_rest(gramian))[0, 1])
         if each:
-            self.matrices.append(cosines(products[SHARED]).cpu().numpy())
+            angles = cosines(products[SHARED])
+            self._note(SOURCE, angles[0, 1:])
+            self.matrices.append(angles.cpu().numpy())
 
         weights = torch.ones(len(terms), dtype=torch.float64)
         if self.weigh:
@@ -192,6 +197,11 @@ class ApartBackward:
                     parameter.grad = add if parameter.grad is None else parameter.grad + add
         return losses
 
+    def _note(self, group: str, angles: Tensor) -> None:
+        known = angles[~angles.isnan()]  # where a gradient is zero there is no angle
+        if len(known):
+            self.seen.setdefault(group, []).extend(known.tolist())
+
     def _grouped(self, by_source: Tensor) -> list[Tensor]:
         """Losses of the sources (R,), added up by name."""
         if len(self.sources) != len(by_source):
@@ -203,7 +213,7 @@ class ApartBackward:
         ]
 
     def take_notes(self) -> dict:
-        """The epoch's `gradients`, group -> rate, cosine, batches, and `sources`: for each pair of
+        """The epoch's `gradients`, group -> rate, cosine, counted, and `sources`: for each pair of
         classification and sources the sum of cosines, how many were negative, and on how many batches."""
         notes = {}
         if self.seen:
@@ -211,7 +221,7 @@ class ApartBackward:
                 group: {
                     "rate": float(np.less(seen, 0).mean()),
                     "cosine": float(np.mean(seen)),
-                    "batches": len(seen),
+                    "counted": len(seen),
                 }
                 for group, seen in self.seen.items()
             }
@@ -227,8 +237,26 @@ class ApartBackward:
         return notes
 
 
+def clip_cosines(classification: Tensor, distillation: Tensor, features: Tensor) -> Tensor | None:
+    """The cosine of both parts' gradients on each clip's feature, (B,); NaN where one is zero.
+
+    None where the classifier did not get these very features, as under autocast.
+    """
+    pulls = [
+        torch.autograd.grad(part, features, retain_graph=True, allow_unused=True)[0]
+        for part in (classification, distillation)
+    ]
+    if any(pull is None for pull in pulls):
+        return None
+    one, other = (pull.double() for pull in pulls)
+    norms = one.norm(dim=1) * other.norm(dim=1)
+    return ((one * other).sum(1) / norms).masked_fill(norms == 0, torch.nan)
+
+
 def conflict_table(histories: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
-    """Columns method, epoch, group, rate (share of batches with a negative cosine), cosine (mean), batches.
+    """Columns method, epoch, group, rate (share of negative cosines), cosine (mean), counted (how many).
+
+    Groups are `SHARED` and its layers (a cosine a batch), `SOURCE` (one a source and batch), and `CLIP`.
 
     Args:
         histories: method -> its epochs' records, trained with `ApartBackward`.
@@ -239,7 +267,7 @@ def conflict_table(histories: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
         for record in records
         for group, found in record.get("gradients", {}).items()
     ]
-    return pd.DataFrame(rows, columns=["method", "epoch", "group", "rate", "cosine", "batches"])
+    return pd.DataFrame(rows, columns=["method", "epoch", "group", "rate", "cosine", "counted"])
 
 
 def source_table(histories: Mapping[str, Sequence[dict]], names: Sequence[str]) -> pd.DataFrame:
