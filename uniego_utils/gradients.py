@@ -16,6 +16,8 @@ from torchjd.aggregation import CAGradWeighting, PCGradWeighting, UPGradWeightin
 
 from uniego_utils.merging import name_layers
 from uniego_utils.objectives import Losses
+from uniego_utils.proxies import START
+from uniego_utils.spd import ABLATIONS, METHODS, Method
 from uniego_utils.training import Learner
 
 SHARED = "shared"  # the group of all shared weights
@@ -23,6 +25,7 @@ SOURCE = "source"  # each source's gradient on the shared weights, by itself
 CLIP = "clip"  # each clip's gradient on its own feature
 HEAD = "head"
 CLASSIFICATION = "classification"  # the first of the losses that are compared
+EVERY, SOURCES_EVERY = 3, 15  # batches between looks, unless the notebook is told otherwise
 SUM = "sum"  # how gradients are combined where nothing is done about conflict
 CAGRAD_RADIUS = 0.4  # of the multi-task experiments in Liu et al. 2021, arXiv:2110.14048
 # Each makes of the losses' Gramian (K, K) a weight per loss. Sources: Yu et al. 2020, arXiv:2001.06782;
@@ -31,6 +34,15 @@ RIVALS = {
     "pcgrad": PCGradWeighting,
     "cagrad": lambda: CAGradWeighting(CAGRAD_RADIUS),
     "upgrad": UPGradWeighting,
+}
+DIRECT = Method("the common start, all teachers at once", START, direct=True)
+COMPARED = {  # whose gradients may be looked at; the paper compares the first, the third and the fourth
+    "direct": DIRECT,
+    "naive": METHODS["naive"],
+    "all_proxies": ABLATIONS["all_proxies"],
+    "uniego": METHODS["uniego"],
+    "start_all": ABLATIONS["start_all"],
+    "start_spd": ABLATIONS["start_spd"],
 }
 OF_MEAN = ("cagrad", "upgrad")  # these keep the scale of the mean gradient, the others that of the sum
 
@@ -92,6 +104,16 @@ def class_against_rest(gramian: Tensor) -> Tensor:
     return torch.stack([gramian[0, 0], cross, cross, rest]).view(2, 2)
 
 
+def step_weights(name: str, gramian: Tensor) -> Tensor:
+    """The weight of each of K gradients in the step, (K,), from their inner products (K, K).
+
+    `sum` weighs all by one; `RIVALS` are scaled so that their weights are about one without conflict.
+    """
+    if name == SUM:
+        return torch.ones_like(gramian[0])
+    return RIVALS[name]()(gramian) * (len(gramian) if name in OF_MEAN else 1)
+
+
 @dataclass
 class ApartBackward:
     """A `training.Backward` with one pass per loss: it sees how their gradients lie to each other.
@@ -115,7 +137,7 @@ class ApartBackward:
     """
 
     layers: Mapping[str, str]
-    every: int = 4
+    every: int = EVERY
     sources_every: int = 0
     combine: str = SUM
     sources: Sequence[str] = ()
@@ -132,7 +154,6 @@ class ApartBackward:
             raise ValueError(f"unknown rival {self.combine!r}; choose of {', '.join((SUM, *RIVALS))}")
         if self.sources_every and self.combine != SUM:
             raise ValueError("each source is looked at where gradients are summed; set sources_every = 0")
-        self.weigh = None if self.combine == SUM else RIVALS[self.combine]()
 
     def describe(self) -> dict:
         """What decides the weights and the notes, for `config.json`."""
@@ -151,7 +172,7 @@ class ApartBackward:
         each = self.sources_every > 0 and number % self.sources_every == 0
         look = number % self.every == 0
         losses = learner.objective(features, logits, batch)
-        if not (look or each or self.weigh):
+        if not (look or each or self.combine != SUM):
             (losses["loss"] / together).backward()
             return losses
 
@@ -159,7 +180,7 @@ class ApartBackward:
         if look and (angles := clip_cosines(classification, distillation, features)) is not None:
             self._note(CLIP, angles)
         terms = [classification, distillation]
-        if each or (self.weigh and self.sources):
+        if each or (self.combine != SUM and self.sources):
             by_source = learner.objective.by_source(features, logits, batch)
             terms = [classification, *(by_source if each else self._grouped(by_source))]
         trained = dict(
@@ -186,11 +207,9 @@ class ApartBackward:
             self._note(SOURCE, angles[0, 1:])
             self.matrices.append(angles.cpu().numpy())
 
-        weights = torch.ones(len(terms), dtype=torch.float64)
-        if self.weigh:
-            weights = self.weigh(products[SHARED].cpu()) * (len(terms) if self.combine in OF_MEAN else 1)
+        weights = step_weights(self.combine, products[SHARED].cpu()).tolist()
         for name, parameter in trained.items():
-            own = weights.tolist() if name in self.layers else [1.0] * len(terms)
+            own = weights if name in self.layers else [1.0] * len(terms)
             for weight, gradient in zip(own, (found[name] for found in gradients), strict=True):
                 if gradient is not None:
                     add = gradient if weight == 1 else weight * gradient

@@ -31,6 +31,10 @@ OTHER_COLOURS = {
     **dict.fromkeys(("all", "naive"), "#0077BB"),
     **dict.fromkeys(("best", "average", "merged", "merged_ce"), "#F4B183"),  # on the way to UNIEGO: paler
     "all_proxies": "#222222",
+    "direct": "#0077BB",
+    "pcgrad": "#33BBEE",
+    "cagrad": "#EE3377",
+    "upgrad": "#009988",
     "heldout": "#009988",
     "gate": "#CC3377",
     "random": "#BBBBBB",
@@ -79,6 +83,10 @@ METHOD_LABELS = {
     "naive_unlabelled": "Naive multi-teacher with unlabelled clips",
     "self_unlabelled": "Ego baseline teaches itself, unlabelled clips",
     "control_long": "Ego baseline, labels alone, as many steps",
+    "direct": "Direct multi-teacher",
+    "pcgrad": "Direct, PCGrad",
+    "cagrad": "Direct, CAGrad",
+    "upgrad": "Direct, UPGrad",
 }
 MOST_COLOURS = 24  # classes that colours can tell apart, with good will
 MOST_ROWS = 40  # classes that a figure lists; a dataset may have hundreds
@@ -636,5 +644,153 @@ def plot_surrogates(measured: pd.DataFrame, said: Mapping[str, pd.DataFrame], ti
         ax.set(xlabel=f"measured {name}", ylabel=f"expected {name}")
         ax.xaxis.set_major_locator(MaxNLocator(5))
     figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_conflict(
+    table: pd.DataFrame, column: str, groups: Mapping[str, str], labels: Mapping[str, str], title: str
+) -> Figure:
+    """Conflict over epochs, a panel a way to count, a line a method; dotted: unrelated directions.
+
+    Args:
+        table: of `gradients.conflict_table`.
+        column: `rate` or `cosine`.
+        groups: group of the table -> what its panel is called.
+    """
+    scale, chance, unit = {
+        "rate": (100, 50, "negative cosines (%)"),
+        "cosine": (1, 0, "mean cosine with classification"),
+    }[column]
+    figure, axs = plt.subplots(
+        1,
+        len(groups),
+        figsize=(3.1 * len(groups) + 2.2, 3.4),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    for ax, (group, name) in zip(axs[0], groups.items(), strict=True):
+        for method in dict.fromkeys(table["method"]):
+            own = table[(table["method"] == method) & (table["group"] == group)]
+            width = 2.5 if method == "uniego" else 1.5
+            style = "--" if method in ("naive", "start_all", "start_spd") else "-"
+            ax.plot(
+                own["epoch"],
+                scale * own[column],
+                style,
+                marker="o",
+                ms=3,
+                lw=width,
+                color=colour_of(method),
+                label=labels[method],
+            )
+        ax.axhline(chance, color="k", ls=":", lw=1)
+        ax.set_title(name, fontsize=10)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axs[0][0].set_ylabel(unit)
+    if column == "rate":
+        axs[0][0].set_ylim(-3, None)
+    figure.legend(
+        *axs[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8
+    )
+    figure.suptitle(title)
+    return figure
+
+
+def plot_conflict_by_layer(table: pd.DataFrame, labels: Mapping[str, str], title: str) -> Figure:
+    """Heat maps of conflict rate and mean cosine, a row a layer, a column a method.
+
+    `table` has columns method, group (the layer), rate and cosine.
+    """
+    layers, methods = (list(dict.fromkeys(table[column])) for column in ("group", "method"))
+    size = (2 * (0.85 * len(methods) + 1.4) + 1.6, 0.3 * min(len(layers), MOST_ROWS) + 2.0)
+    figure, axs = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
+    looks = {"rate": (100, 0, 100, "cividis", ".0f"), "cosine": (1, -1, 1, "PuOr_r", ".2f")}
+    names = {"rate": "negative cosines (%)", "cosine": "mean cosine"}
+    for ax, (column, (scale, low, high, colours, digits)) in zip(axs, looks.items(), strict=True):
+        shown, _ = _listable(
+            table.pivot(index="group", columns="method", values=column).loc[layers, methods], ""
+        )
+        sns.heatmap(
+            (scale * shown).rename(columns=labels),
+            vmin=low,
+            vmax=high,
+            cmap=colours,
+            annot=True,
+            fmt=digits,
+            annot_kws={"size": 8},
+            cbar_kws={"label": names[column], "shrink": 0.8},
+            ax=ax,
+        )
+        ax.set(xlabel="", ylabel="")
+        ax.tick_params(axis="x", rotation=40)
+        ax.tick_params(axis="y", rotation=0)
+        plt.setp(ax.get_xticklabels(), ha="right")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_sources(
+    cosines: Mapping[str, pd.DataFrame], labels: Mapping[str, str], methods: Mapping[str, str], title: str
+) -> Figure:
+    """Mean cosine between the gradients of classification and of every source, a panel a method.
+
+    Args:
+        cosines: method -> table of the same size; NaN is left empty.
+        labels: of rows and columns; methods: of panels.
+    """
+    side = len(next(iter(cosines.values())))
+    figure, axs = plt.subplots(
+        1,
+        len(cosines),
+        figsize=((0.36 * side + 0.4) * len(cosines) + 2.6, 0.36 * side + 1.9),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    for ax, (method, table) in zip(axs[0], cosines.items(), strict=True):
+        sns.heatmap(
+            table.rename(index=labels, columns=labels).round(1) + 0.0,  # no "-0.0"
+            vmin=-1,
+            vmax=1,
+            cmap="PuOr_r",
+            annot=True,
+            fmt=".1f",
+            annot_kws={"size": 7},
+            cbar=ax is axs[0][-1],
+            cbar_kws={"label": "mean cosine", "shrink": 0.8},
+            ax=ax,
+        )
+        ax.set(xlabel="", ylabel="")
+        ax.set_title(methods[method], fontsize=10)
+        ax.tick_params(axis="x", rotation=50)
+        ax.tick_params(axis="y", rotation=0, left=ax is axs[0][0])
+        plt.setp(ax.get_xticklabels(), ha="right")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_measures(
+    table: pd.DataFrame, units: Mapping[str, str], labels: Mapping[str, str], title: str
+) -> Figure:
+    """A panel per column of `table` that `units` names, a dot a method (its index); rates begin at 0."""
+    size = (2.5 * len(units) + 2.2, 0.34 * len(table) + 1.3)
+    figure, axs = plt.subplots(1, len(units), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    places, colours = np.arange(len(table)), [colour_of(method) for method in table.index]
+    for ax, (column, unit) in zip(axs[0], units.items(), strict=True):
+        ax.scatter(table[column], places, color=colours, s=36, zorder=3)
+        for place, value in zip(places, table[column], strict=True):
+            ax.annotate(
+                f"{value:.3g}", (value, place), (0, 6), textcoords="offset points", fontsize=7, ha="center"
+            )
+        ax.set_xlabel(unit)
+        ax.margins(x=0.15, y=0.15)
+        if column == "rate":
+            ax.set_xlim(0, None)
+        ax.grid(axis="x", alpha=0.3)
+    axs[0][0].set_yticks(places, [labels[method] for method in table.index])
+    axs[0][0].invert_yaxis()
     figure.suptitle(title)
     return figure
