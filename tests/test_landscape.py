@@ -9,11 +9,14 @@ import torch
 from scipy.special import logsumexp
 from torch import nn
 
+from uniego_utils.backbones import create_backbone
 from uniego_utils.landscape import (
     Landscape,
     Plane,
+    above_chord,
     blend,
     describe_lines,
+    describe_mixtures,
     distances,
     draw_triples,
     filter_noise,
@@ -21,7 +24,9 @@ from uniego_utils.landscape import (
     look_at_mixtures,
     look_on_plane,
     measure_flatness,
+    middles,
     mixture,
+    permuted_twin,
     plane_through,
     widest_triple,
 )
@@ -110,15 +115,17 @@ def test_lines_of_a_convex_loss_match_the_closed_form_and_have_no_barrier(convex
         mix = [(1 - row.t) * pool[i] + row.t * pool[j] for pool in (weight, bias)]
         assert row.train_nll == pytest.approx(closed_form("train", *mix), rel=1e-5)
         assert row.val_nll == pytest.approx(closed_form("val", *mix), rel=1e-5)
-    for metric in ("train_nll", "val_nll"):
-        described = describe_lines(lines, metric)
+    for split in ("train", "val"):
+        described = describe_lines(lines, split)
         assert (described["barrier"] < 0).all() and (described["gap"] < 0).all() and described["convex"].all()
 
 
 def test_barrier_gap_and_convexity_by_definition():
     line = pd.DataFrame(
         {"one": "a", "other": "b", "t": [0, 0.25, 0.5, 0.75, 1], "train_nll": [1.0, 1.0, 2.5, 1.5, 3.0]}
-    )
+    ).assign(val_nll=[2.0, 0, 0, 0, 2])
+    assert list(above_chord(line)["train_above"]) == [0, -0.5, 0.5, -1, 0]
+    assert list(above_chord(line)["val_above"]) == [0, -2, -2, -2, 0]
     found = describe_lines(line).iloc[0]
     # the chord is 1, 1.5, 2, 2.5, 3
     assert (found["barrier"], found["gap"], found["convex"]) == (0.5, 0.5, False)
@@ -150,6 +157,22 @@ def test_a_network_and_its_permuted_twin_have_a_barrier():
     assert found["barrier"] == found["gap"] > 0.1 and not found["convex"]
 
 
+def test_a_permuted_twin_is_the_same_function_with_other_weights():
+    model = create_backbone("timesformer", 5, 8, 32, "tiny").eval()
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    twin = permuted_twin(weights, torch.Generator().manual_seed(0))
+    changed = {name for name in weights if not torch.equal(weights[name], twin[name])}
+    assert {f"blocks.{b}.mlp.fc{n}.weight" for b in (0, 1) for n in (1, 2)} <= changed
+    assert all(".mlp." in name for name in changed)
+    clips = draw(2, 3, 8, 32, 32)
+    before = model(clips)
+    model.load_state_dict(twin)
+    for one, other in zip(before, model(clips), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="fc1"):
+        permuted_twin({"head.weight": weights["head.weight"]}, torch.Generator())
+
+
 def test_mixtures_stay_below_their_chord_where_the_loss_is_convex(convex, stacked):
     ends = ends_of(convex, stacked)
     mixtures = draw_triples(NAMES, 100, 0) | {"most": {"a": 0.7, "b": 0.1, "c": 0.1, "d": 0.1}}
@@ -159,6 +182,15 @@ def test_mixtures_stay_below_their_chord_where_the_loss_is_convex(convex, stacke
         chord = 0.7 * ends["a"][f"{split}_nll"] + sum(0.1 * ends[n][f"{split}_nll"] for n in "bcd")
         assert table.loc["most", f"{split}_chord"] == pytest.approx(chord)
         assert (table[f"{split}_nll"] < table[f"{split}_chord"]).all()
+    lines = look_along_lines(convex, stacked, NAMES, ends, combinations(NAMES, 2), steps=2)
+    halves = {f"{one} + {other}": {one: 0.5, other: 0.5} for one, other in combinations(NAMES, 2)}
+    direct = look_at_mixtures(convex, stacked, NAMES, ends, halves)
+    pd.testing.assert_frame_equal(middles(lines)[direct.columns], direct)
+    described = describe_mixtures(pd.concat([direct.assign(kind="pairs"), table.assign(kind="more")]))
+    assert (described["holds (%)"] == 100).all() and list(described["count"]) == [6, 6, 5, 5]
+    gap = (direct["val_nll"] - direct["val_chord"]).tolist()
+    assert described.loc[1, "mean gap"] == pytest.approx(np.mean(gap))
+    assert described.loc[1, "highest"] == pytest.approx(max(gap))
     weight, bias = (pool[:3].double().mean(0).numpy() for pool in stacked.values())
     assert table.loc["a + b + c", "train_nll"] == pytest.approx(closed_form("train", weight, bias), rel=1e-5)
 
@@ -228,9 +260,10 @@ def test_noise_has_every_filters_norm_and_leaves_vectors_alone():
 
 def test_flatness_is_the_rise_of_the_loss_and_draws_are_the_same_for_all(convex, stacked):
     points = {name: point(stacked, r) for r, name in enumerate("ab")}
-    table = measure_flatness(convex, points, [0.1, 0.5], draws=3, seed=2)
-    assert len(table) == 2 * (1 + 2 * 3)
-    for row in table[table["radius"] > 0].itertuples():
+    centres = {name: convex.look(weights) for name, weights in points.items()}
+    table = measure_flatness(convex, points, centres, [0.1, 0.5], draws=3, seed=2)
+    assert len(table) == 2 * 2 * 3
+    for row in table.itertuples():
         generator = torch.Generator().manual_seed(2_000 + row.draw)
         noise = filter_noise(points[row.model], list(stacked), generator)
         weight, bias = (
@@ -238,11 +271,10 @@ def test_flatness_is_the_rise_of_the_loss_and_draws_are_the_same_for_all(convex,
         )
         before = closed_form("train", *(points[row.model][name].double().numpy() for name in stacked))
         assert row.train_rise == pytest.approx(closed_form("train", weight, bias) - before, abs=1e-5)
-    assert (table.loc[table["radius"] == 0, ["train_rise", "val_rise"]] == 0).all(axis=None)
-    again = measure_flatness(convex, dict(reversed(points.items())), [0.5], draws=3, seed=2)
+    again = measure_flatness(convex, dict(reversed(points.items())), centres, [0.5], draws=3, seed=2)
     keys = ["model", "radius", "draw"]
     both = table.merge(again, on=keys, suffixes=("", "_again"))
-    assert len(both) == 2 * (1 + 3) and (both["train_rise"] == both["train_rise_again"]).all()
+    assert len(both) == 2 * 3 and (both["train_rise"] == both["train_rise_again"]).all()
 
 
 def test_the_loss_is_a_function_of_the_weights_alone():
@@ -279,13 +311,14 @@ def test_points_on_a_line_are_refused():
 
 
 def test_too_few_points_are_refused(convex, stacked):
-    with pytest.raises(ValueError, match="1 steps"):
-        look_along_lines(convex, stacked, NAMES, ends_of(convex, stacked), [("a", "b")], steps=1)
+    for steps in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"{steps} steps leave the middle"):
+            look_along_lines(convex, stacked, NAMES, ends_of(convex, stacked), [("a", "b")], steps=steps)
     with pytest.raises(ValueError, match="grid of 1"):
         Plane(np.eye(3, 2)).grid(1)
     for radii, draws in (([], 2), ([0.1], 0), ([0.0], 1)):
         with pytest.raises(ValueError, match="at least one draw"):
-            measure_flatness(convex, {"a": point(stacked, 0)}, radii, draws)
+            measure_flatness(convex, {"a": point(stacked, 0)}, {}, radii, draws)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(convex, stacked):

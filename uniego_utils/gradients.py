@@ -25,7 +25,15 @@ SOURCE = "source"  # each source's gradient on the shared weights, by itself
 CLIP = "clip"  # each clip's gradient on its own feature
 HEAD = "head"
 CLASSIFICATION = "classification"  # the first of the losses that are compared
-EVERY, SOURCES_EVERY = 3, 15  # batches between looks, unless the notebook is told otherwise
+EVERY = 3  # batches between looks
+USUAL = {  # notebook 08's own parameters; others get a folder of their own
+    "methods": ["direct", "all_proxies", "uniego"],
+    "rivals": ["pcgrad", "cagrad", "upgrad"],
+    "losses": "viewpoint",
+    "epochs": 0,
+    "every": EVERY,
+    "sources_every": 15,
+}
 SUM = "sum"  # how gradients are combined where nothing is done about conflict
 CAGRAD_RADIUS = 0.4  # of the multi-task experiments in Liu et al. 2021, arXiv:2110.14048
 # Each makes of the losses' Gramian (K, K) a weight per loss. Sources: Yu et al. 2020, arXiv:2001.06782;

@@ -8,7 +8,7 @@ function of the weights alone.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from uniego_utils.merging import Weights, reestimate_statistics
+from uniego_utils.stage import Stage
+from uniego_utils.students import EVALUATION_BATCH
 from uniego_utils.training import predict, score
+from uniego_utils.video import ClipSubset, loader
 
 SPLITS = ("train", "val")
-RISES = tuple(f"{split}_rise" for split in SPLITS)
+USUAL = {  # notebook 11's own parameters; others get a folder of their own
+    "clips": 120,
+    "steps": 4,
+    "triples": 24,
+    "grid": 7,
+    "corners": [],
+    "radii": [0.1, 0.2],
+    "draws": 3,
+}
 TOLERANCE = 1e-5  # nats; float32 losses are no finer
 
 
@@ -105,10 +116,10 @@ def look_along_lines(
         A row a place: one, other, t (0 at `one`, 1 at `other`) and what `look` gives.
 
     Raises:
-        ValueError: fewer than 2 steps: there would be nothing in between.
+        ValueError: an odd number of steps, or none: the middle would be left out.
     """
-    if steps < 2:
-        raise ValueError(f"{steps} steps have no point between the ends; at least 2 are needed")
+    if steps < 2 or steps % 2:
+        raise ValueError(f"{steps} steps leave the middle of the line out; take 2, 4, ...")
     rows = []
     for one, other in pairs:
         for step in range(steps + 1):
@@ -121,7 +132,19 @@ def look_along_lines(
     return pd.DataFrame(rows)
 
 
-def describe_lines(lines: pd.DataFrame, metric: str = "train_nll") -> pd.DataFrame:
+def above_chord(lines: pd.DataFrame) -> pd.DataFrame:
+    """`lines` with `train_above` and `val_above`: the loss minus the chord between the line's ends (nats)."""
+    parts = []
+    for _, line in lines.groupby(["one", "other"], sort=False):
+        for split in SPLITS:
+            first, last = line[f"{split}_nll"].iloc[[0, -1]]
+            chord = (1 - line["t"]) * first + line["t"] * last
+            line = line.assign(**{f"{split}_above": line[f"{split}_nll"] - chord})
+        parts.append(line)
+    return pd.concat(parts, ignore_index=True)
+
+
+def describe_lines(lines: pd.DataFrame, split: str = "train") -> pd.DataFrame:
     """How each line lies to the chord between its ends.
 
     Returns:
@@ -132,16 +155,15 @@ def describe_lines(lines: pd.DataFrame, metric: str = "train_nll") -> pd.DataFra
     where the height is 0, so that it may be negative.
     """
     rows = []
-    for (one, other), line in lines.groupby(["one", "other"], sort=False):
-        t, loss = line["t"].to_numpy(), line[metric].to_numpy()
-        above = loss - ((1 - t) * loss[0] + t * loss[-1])
+    for (one, other), line in above_chord(lines).groupby(["one", "other"], sort=False):
+        t, above = line["t"].to_numpy(), line[f"{split}_above"].to_numpy()
         rows.append(
             {
                 "one": one,
                 "other": other,
                 "barrier": above[1:-1].max(),
                 "gap": np.interp(0.5, t, above),
-                "convex": bool((np.diff(loss, 2) >= -TOLERANCE).all()),
+                "convex": bool((np.diff(line[f"{split}_nll"], 2) >= -TOLERANCE).all()),
             }
         )
     return pd.DataFrame(rows)
@@ -172,6 +194,38 @@ def look_at_mixtures(
         }
         rows.append({"mixture": called, "size": sum(s > 0 for s in members.values()), **seen, **chords})
     return pd.DataFrame(rows)
+
+
+def middles(lines: pd.DataFrame) -> pd.DataFrame:
+    """The middle of every line, as `look_at_mixtures` describes mixtures."""
+    middle = above_chord(lines)
+    middle = middle[middle["t"] == 0.5]
+    table = middle.drop(columns=["one", "other", "t"]).assign(
+        size=2, mixture=middle["one"] + " + " + middle["other"]
+    )
+    for split in SPLITS:
+        table[f"{split}_chord"] = table[f"{split}_nll"] - table.pop(f"{split}_above")
+    return table.reset_index(drop=True)
+
+
+def permuted_twin(weights: Weights, generator: torch.Generator) -> Weights:
+    """The same function with the hidden units of every MLP in another order: `*.fc1` and `*.fc2` of timm.
+
+    So a loss has many minima of equal depth, and is convex over no region that holds two of them.
+
+    Raises:
+        ValueError: there is no MLP of these names.
+    """
+    twin, found = dict(weights), [name for name in weights if name.endswith(".fc1.weight")]
+    if not found:
+        raise ValueError("no hidden layer named fc1 to permute")
+    for name in found:
+        stem = name.removesuffix("1.weight")
+        order = torch.randperm(len(weights[name]), generator=generator)
+        for part in ("1.weight", "1.bias"):
+            twin[stem + part] = weights[stem + part][order]
+        twin[f"{stem}2.weight"] = weights[f"{stem}2.weight"][:, order]
+    return twin
 
 
 def draw_triples(names: Sequence[str], count: int, seed: int) -> dict[str, dict[str, float]]:
@@ -284,18 +338,23 @@ def filter_noise(weights: Weights, parameters: Sequence[str], generator: torch.G
 
 
 def measure_flatness(
-    landscape: Landscape, points: Mapping[str, Weights], radii: Sequence[float], draws: int, seed: int = 0
+    landscape: Landscape,
+    points: Mapping[str, Weights],
+    centres: Mapping[str, dict],
+    radii: Sequence[float],
+    draws: int,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """How much the loss rises around each point, in random directions; the same draws for every point.
 
     Args:
-        points: name -> weights.
+        points: name -> weights; centres: name -> what `look` gives there.
         radii: shares of each filter's norm.
         draws: directions a point.
 
     Returns:
         A row a point, radius and draw: model, radius, draw, what `look` gives there, and `<split>_rise`, its
-        loss minus that at the point (nats). Radius 0 is the point.
+        loss minus that at the point (nats).
 
     Raises:
         ValueError: no draw, or a radius that is not above 0.
@@ -307,13 +366,53 @@ def measure_flatness(
     names = [name for name, _ in landscape.model.named_parameters()]
     rows = []
     for model, weights in points.items():
-        centre = landscape.look(weights)
-        rows.append({"model": model, "radius": 0.0, "draw": 0, **centre, **dict.fromkeys(RISES, 0.0)})
         for draw in range(draws):
             noise = filter_noise(weights, names, torch.Generator().manual_seed(1_000 * seed + draw))
             for radius in radii:
                 moved = {name: weights[name] + radius * noise[name] for name in names}
                 seen = landscape.look(moved)
-                rises = {f"{split}_rise": seen[f"{split}_nll"] - centre[f"{split}_nll"] for split in SPLITS}
+                rises = {
+                    f"{split}_rise": seen[f"{split}_nll"] - centres[model][f"{split}_nll"] for split in SPLITS
+                }
                 rows.append({"model": model, "radius": radius, "draw": draw, **seen, **rises})
     return pd.DataFrame(rows)
+
+
+def describe_mixtures(mixtures: pd.DataFrame) -> pd.DataFrame:
+    """How often equation 3 holds, by kind of mixture and split.
+
+    Args:
+        mixtures: of `look_at_mixtures`, with a column `kind`.
+
+    Returns:
+        Columns kind, split, count, holds (%), mean gap and highest (nats above what equation 3 allows).
+    """
+    rows = []
+    for (kind, own), split in product(mixtures.groupby("kind", sort=False), SPLITS):
+        gap = own[f"{split}_nll"] - own[f"{split}_chord"]
+        rows.append(
+            {
+                "kind": kind,
+                "split": split,
+                "count": len(own),
+                "holds (%)": 100 * (gap <= 0).mean(),
+                "mean gap": gap.mean(),
+                "highest": gap.max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def landscape_of(stage: Stage, clips: int, preload: bool = True) -> Landscape:
+    """The landscape of a stage's students on `clips` clips of either split, evenly spread over it.
+
+    Args:
+        preload: False where nothing will be looked at: clips are then not decoded.
+    """
+    batches = {}
+    for split in SPLITS if preload else ():
+        dataset = stage.clips(split)
+        rows = np.unique(np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(int))
+        chosen = ClipSubset(dataset, tuple(rows.tolist()))
+        batches[split] = list(loader(chosen, EVALUATION_BATCH))
+    return Landscape(stage.backbone().to(stage.device), batches, stage.device, stage.seed)

@@ -794,3 +794,123 @@ def plot_measures(
     axs[0][0].invert_yaxis()
     figure.suptitle(title)
     return figure
+
+
+def plot_chords(lines: pd.DataFrame, control: pd.DataFrame, labels: Mapping[str, str], title: str) -> Figure:
+    """How far the loss lies above the chord on the lines between points, a panel a split.
+
+    Args:
+        lines: columns one, other, t, train_above, val_above (nats); thick: their mean; dashed: the highest.
+        control: the same for lines that are known to have a barrier: in blue.
+    """
+    figure, axs = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
+    for ax, split in zip(axs, ("train", "val"), strict=True):
+        column = f"{split}_above"
+        for _, line in lines.groupby(["one", "other"], sort=False):
+            ax.plot(line["t"], line[column], color="#BBBBBB", lw=0.8)
+        top = lines.loc[lines[column].idxmax()] if (lines[column] > 0).any() else None
+        mean = lines.groupby("t")[column].mean()
+        ax.plot(mean.index, mean, color=UNIEGO_COLOUR, lw=2.5, label="mean of all pairs of proxies")
+        ax.plot([], [], color="#BBBBBB", lw=0.8, label="a pair of proxies")
+        if top is not None:
+            own = lines[(lines["one"] == top["one"]) & (lines["other"] == top["other"])]
+            called = f"highest on {split}: {labels[top['one']]}, {labels[top['other']]}"
+            ax.plot(own["t"], own[column], "k--", lw=1.2)
+            ax.text(0.5, 0.02, called, transform=ax.transAxes, fontsize=8, ha="center", va="bottom")
+        mean = control.groupby("t")[column].mean()
+        ax.plot(mean.index, mean, color="#0077BB", lw=1.5, label="a proxy and its permuted twin, mean")
+        ax.axhline(0, color="k", ls=":", lw=1)
+        ax.set_xlabel("from one to the other")
+        ax.set_title({"train": "training clips", "val": "validation clips"}[split], fontsize=10)
+    axs[0].set_ylabel("loss above the chord (nats)")
+    figure.legend(
+        *axs[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
+    figure.suptitle(title)
+    return figure
+
+
+def plot_jensen(mixtures: pd.DataFrame, title: str) -> Figure:
+    """The loss of mixtures against the mixture of their members' losses; diagonal: the bound of equation 3.
+
+    `mixtures` has columns kind, train_nll, train_chord, val_nll, val_chord.
+    """
+    figure, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    marks = (("o", "#999933"), ("^", "#0077BB"), ("*", UNIEGO_COLOUR))
+    looks = dict(zip(dict.fromkeys(mixtures["kind"]), marks, strict=False))
+    for ax, split in zip(axs, ("train", "val"), strict=True):
+        for kind, (marker, colour) in looks.items():
+            own = mixtures[mixtures["kind"] == kind]
+            size = 11 if marker == "*" else 5
+            style = dict(ls="", ms=size, color=colour, alpha=0.8, mew=0, label=kind)
+            ax.plot(own[f"{split}_chord"], own[f"{split}_nll"], marker, **style)
+        both = mixtures[[f"{split}_chord", f"{split}_nll"]].to_numpy()
+        ends = np.array([both.min(), both.max()])
+        ax.plot(ends, ends, "k:", lw=1)
+        ax.set(xlabel="mixture of the losses (nats)", ylabel="loss of the mixture (nats)")
+        ax.set_title({"train": "training clips", "val": "validation clips"}[split], fontsize=10)
+    figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_plane(plane: pd.DataFrame, corners: Sequence[str], labels: Mapping[str, str], title: str) -> Figure:
+    """Contours of the loss over a plane through three points, with true distances; the star is their average.
+
+    Args:
+        plane: columns x, y, corner (-1 on the grid, else the place in `corners`), train_nll, val_nll.
+        corners: three names.
+    """
+    grid, ends = plane[plane["corner"] < 0], plane[plane["corner"] >= 0].sort_values("corner")
+    width, height = np.ptp(grid["x"]), np.ptp(grid["y"])
+    figure, axs = plt.subplots(
+        1, 2, figsize=(10.5, 4.0 * max(height / width, 0.6) + 0.7), layout="constrained"
+    )
+    for ax, split in zip(axs, ("train", "val"), strict=True):
+        table = grid.pivot(index="y", columns="x", values=f"{split}_nll")
+        shown = ax.contourf(table.columns, table.index, table, levels=14, cmap="cividis")
+        ax.plot(*ends[["x", "y"]].iloc[[0, 1, 2, 0]].to_numpy().T, color="w", lw=1, ls=":")
+        ax.plot(*ends[["x", "y"]].mean(), "*", color=UNIEGO_COLOUR, mec="w", ms=16)
+        for name, place in zip(corners, ends.itertuples(), strict=True):
+            ax.plot(place.x, place.y, "o", color=colour_of(name), mec="w", ms=9)
+            loss = getattr(place, f"{split}_nll")
+            text = ax.annotate(
+                f"{labels[name]}\n{loss:.2f}",
+                (place.x, place.y),
+                (0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+            text.set_bbox(dict(facecolor="w", alpha=0.75, lw=0, pad=1.5))
+        ax.set_aspect("equal")
+        ax.set(xlabel="distance in weights", ylabel="distance in weights")
+        ax.set_title({"train": "training clips", "val": "validation clips"}[split], fontsize=10)
+        figure.colorbar(shown, ax=ax, label="loss (nats)", shrink=0.8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_flatness(table: pd.DataFrame, labels: Mapping[str, str], title: str) -> Figure:
+    """How much the loss rises around each model: a dot a draw, a bar at their mean; the paler, the nearer.
+
+    `table` has columns model, radius (above 0), train_rise, val_rise (nats).
+    """
+    models, radii = list(dict.fromkeys(table["model"])), sorted(set(table["radius"]))
+    figure, axs = plt.subplots(
+        1, 2, figsize=(10, 0.36 * len(models) + 1.5), layout="constrained", sharey=True
+    )
+    for ax, split in zip(axs, ("train", "val"), strict=True):
+        for place, model in enumerate(models):
+            for strength, radius in zip(np.linspace(0.45, 1, len(radii)), radii, strict=True):
+                own = table[(table["model"] == model) & (table["radius"] == radius)][f"{split}_rise"]
+                style = dict(color=colour_of(model), alpha=strength)
+                ax.plot(own, [place] * len(own), "o", ms=4, mew=0, **style)
+                ax.plot([own.mean()] * 2, [place - 0.32, place + 0.32], lw=2.5, **style)
+        ax.axvline(0, color="k", ls=":", lw=1)
+        ax.set_xlabel(f"rise of the {split} loss (nats)")
+        ax.grid(axis="x", alpha=0.3)
+    axs[0].set_yticks(range(len(models)), [labels[model] for model in models])
+    axs[0].invert_yaxis()
+    figure.suptitle(title)
+    return figure

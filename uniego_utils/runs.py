@@ -124,6 +124,15 @@ def run_name(seed: int, **changed: object) -> str:
     return "-".join([f"seed{seed}", *parts])
 
 
+def changed_settings(usual: dict, given: dict) -> dict[str, object]:
+    """What in `given` differs from `usual`, for `run_name`; lists are joined by commas."""
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value != usual[name]
+    }
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a run folder carries the marker that is written last."""
     return (Path(folder) / FINISHED).is_file()
