@@ -1,5 +1,11 @@
-"""Controls where a person is there, a plain figure where nobody is."""
+"""Controls where a person is there, a plain figure where nobody is.
 
+What is drawn reaches the page as one HTML widget. The Output widget of ipywidgets' `interact` is written by
+the page and by the kernel: of a figure and a text that follow each other closely one may get lost.
+"""
+
+import html
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 Shares = dict[str, float]  # name -> share of a mixture; they sum to one
@@ -26,16 +32,51 @@ def explore(
     if not interactive:
         draw(**chosen)
         return
-    from ipywidgets import Dropdown, IntSlider, interact  # imported late: headless runs need no ipywidgets
+    from IPython.display import display  # imported late: headless runs need no ipywidgets
+    from ipywidgets import HTML, Dropdown, IntSlider, VBox
 
     controls = {}
     for name, options in choices.items():
         if isinstance(options, range):
             edges = dict(min=options[0], max=options[-1], step=options.step)
-            controls[name] = IntSlider(chosen[name], **edges, continuous_update=False)
+            controls[name] = IntSlider(chosen[name], **edges, description=name, continuous_update=False)
         else:
-            controls[name] = Dropdown(options=list(options), value=chosen[name])
-    interact(draw, **controls)
+            width = {"width": "max-content"}
+            controls[name] = Dropdown(
+                options=list(options), value=chosen[name], description=name, layout=width
+            )
+    page = HTML()
+
+    def show(change: object = None) -> None:
+        page.value = drawn(lambda: draw(**{name: control.value for name, control in controls.items()}))
+
+    for control in controls.values():
+        control.observe(show, "value")
+    show()
+    display(VBox([*controls.values(), page]))
+
+
+def drawn(draw: Callable[[], None]) -> str:
+    """HTML of what a function prints and displays, its open figures last; of its traceback, if it fails."""
+    import matplotlib.pyplot as plt
+    from IPython.utils.capture import capture_output
+
+    with capture_output() as seen:
+        try:
+            draw()
+            plt.show()
+        except Exception:
+            traceback.print_exc()
+            plt.close("all")
+    parts = [f"<pre>{html.escape(text)}</pre>" for text in (seen.stdout, seen.stderr) if text]
+    for output in seen.outputs:
+        data = output.data
+        pictures = [kind for kind in ("image/png", "image/jpeg") if kind in data]
+        if pictures:
+            parts.append(f'<img style="max-width: 100%" src="data:{pictures[0]};base64,{data[pictures[0]]}">')
+        else:
+            parts.append(data.get("text/html") or f"<pre>{html.escape(data.get('text/plain', ''))}</pre>")
+    return "".join(parts)
 
 
 def explore_mixture(
@@ -65,9 +106,8 @@ def explore_mixture(
     if not interactive:
         draw(dict(next(iter(presets.values()))), None)
         return
-    import matplotlib.pyplot as plt
     from IPython.display import display
-    from ipywidgets import Button, Dropdown, FloatSlider, HBox, Layout, Output, VBox
+    from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Layout, VBox
 
     preset = Dropdown(options=list(presets), description="begin with")
     sliders = {
@@ -84,20 +124,17 @@ def explore_mixture(
         for key, label in labels.items()
     }
     button = Button(description="Run this mixture", tooltip="mix the weights and run the validation clips")
-    output = Output()
+    page = HTML()
     following = True  # sliders that a preset moves are drawn once, when all are in place
 
     def show(measure_it: bool = False) -> None:
         weights = {key: slider.value for key, slider in sliders.items()}
         total = sum(weights.values())
-        output.clear_output(wait=True)
-        with output:  # a figure or an error: both are seen below the controls
-            if not total:
-                print("All weights are zero: move one up.")
-                return
-            shares = {key: weight / total for key, weight in weights.items()}
-            draw(shares, measure(shares) if measure_it else None)
-            plt.show()
+        if not total:
+            page.value = "All weights are zero: move one up."
+            return
+        shares = {key: weight / total for key, weight in weights.items()}
+        page.value = drawn(lambda: draw(shares, measure(shares) if measure_it else None))
 
     def follow(change: object) -> None:
         if following:
@@ -113,14 +150,12 @@ def explore_mixture(
 
     def run(button: Button) -> None:
         button.disabled, button.description = True, "Running …"
-        try:
-            show(measure_it=True)
-        finally:
-            button.disabled, button.description = False, "Run this mixture"
+        show(measure_it=True)
+        button.disabled, button.description = False, "Run this mixture"
 
     preset.observe(begin, "value")
     for slider in sliders.values():
         slider.observe(follow, "value")
     button.on_click(run)
-    display(HBox([VBox([preset, *sliders.values(), button]), output]))
     show()
+    display(HBox([VBox([preset, *sliders.values(), button]), page]))
