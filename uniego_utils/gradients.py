@@ -30,7 +30,7 @@ USUAL = {  # notebook 08's own parameters; others get a folder of their own
     "methods": ["direct", "all_proxies", "uniego"],
     "rivals": ["pcgrad", "cagrad", "upgrad"],
     "losses": "viewpoint",
-    "epochs": 0,
+    "epochs": 8,
     "every": EVERY,
     "sources_every": 15,
 }

@@ -23,7 +23,7 @@ from uniego_utils.video import ClipSubset, loader
 
 SPLITS = ("train", "val")
 USUAL = {  # notebook 11's own parameters; others get a folder of their own
-    "clips": 120,
+    "clips": 100,
     "steps": 4,
     "triples": 24,
     "grid": 7,
