@@ -11,13 +11,15 @@ DATA_ROOT ?=
 WEIGHTS ?=
 ALLOW_MISSING ?= 0.0
 SKELETONS ?=
+BROWSER_OUTPUTS ?=
+SCREENSHOTS ?= outputs/browser
 
 BIN := .venv/bin
 empty :=
 comma := ,
 SEED_LIST = [$(subst $(empty) $(empty),$(comma),$(strip $(SEEDS)))]
 
-.PHONY: help demo study test lint lab notebooks
+.PHONY: help demo study test browser lint lab notebooks
 
 help:
 	@echo "make demo       run all notebooks on $(DATASET), then print the results and the report's path"
@@ -26,6 +28,8 @@ help:
 	@echo "                ALLOW_MISSING=<share of clips> SKELETONS=<pickle or folder>"
 	@echo "make study      the same with all ablations and analyses, for the seeds $(STUDY_SEEDS)"
 	@echo "make test       lint, then every test, then every notebook at a small size"
+	@echo "make browser    operate every interactive view in Chromium; pictures of them go to $(SCREENSHOTS)"
+	@echo "                BROWSER_OUTPUTS=<outputs made with the preset smoke, to begin with>"
 	@echo "make lint       ruff alone"
 	@echo "make lab        JupyterLab on the notebooks"
 	@echo "make notebooks  put the outputs, figures and claims of the last study into notebooks/ and docs/"
@@ -43,6 +47,10 @@ study: demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Not a part of `make test`: it needs a browser.
+browser: .venv/browser
+	BROWSER_OUTPUTS='$(BROWSER_OUTPUTS)' SCREENSHOTS='$(SCREENSHOTS)' $(BIN)/python -m pytest tests/browser/live.py
 
 lint: .venv/ready
 	$(BIN)/ruff check
@@ -65,4 +73,10 @@ notebooks: .venv/ready
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv/browser: .venv/ready requirements-browser.txt
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ echo "Chromium is needed; on Debian: apt-get install chromium"; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-browser.txt
 	@touch $@

@@ -620,7 +620,7 @@ def plot_blend(
     right.plot([], [], "o", ms=4, color="#BBBBBB", label="other blends that were run")
     right.set(xlabel="validation NLL (nats)", ylabel="validation accuracy (%)")
     right.grid(alpha=0.3)
-    right.legend(fontsize=8, frameon=False, loc="upper right")
+    right.legend(fontsize=8, frameon=False, loc="best")
     right.margins(0.12)
     figure.suptitle(title)
     return figure
@@ -913,4 +913,41 @@ def plot_flatness(table: pd.DataFrame, labels: Mapping[str, str], title: str) ->
     axs[0].set_yticks(range(len(models)), [labels[model] for model in models])
     axs[0].invert_yaxis()
     figure.suptitle(title)
+    return figure
+
+
+def plot_cka(
+    teachers: np.ndarray,
+    proxies: np.ndarray,
+    beside: Mapping[str, np.ndarray],
+    labels: Mapping[str, str],
+    title: str,
+) -> plt.Figure:
+    """The paper's Figure 3: pairs of teachers below the diagonal, pairs of proxies above it, in one square.
+
+    Args:
+        teachers, proxies: (R, R) CKA.
+        beside: name -> (R,) CKA of another student with each proxy, rows below the square.
+        labels: key -> name of the R teachers, in order.
+    """
+    below, above = np.tril(np.asarray(teachers), -1), np.triu(np.asarray(proxies), 1)
+    square = below + above
+    np.fill_diagonal(square, np.nan)
+    names = list(labels.values())
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7.5, 8.2), height_ratios=[len(names), len(beside)], layout="constrained"
+    )
+    style = {"vmin": 0, "vmax": 1, "cmap": "viridis", "annot": True, "fmt": ".2f", "cbar": False}
+    style["annot_kws"] = {"size": 8}
+    sns.heatmap(square, ax=top, xticklabels=names, yticklabels=names, square=False, **style)
+    top.set_title(title)
+    top.set_ylabel("teachers (below the diagonal)")
+    top.xaxis.tick_top()
+    top.tick_params(axis="x", rotation=40)
+    plt.setp(top.get_xticklabels(), ha="left", rotation_mode="anchor")
+    top.set_xlabel("proxies (above the diagonal)")
+    rows = np.stack([np.asarray(row) for row in beside.values()])
+    sns.heatmap(rows, ax=bottom, xticklabels=False, yticklabels=list(beside), **style)
+    bottom.set_xlabel("linear CKA with each proxy")
+    bottom.tick_params(axis="y", rotation=0)
     return figure

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from uniego_utils.manifests import Card
 from uniego_utils.merging import Mixer, stack_proxies
-from uniego_utils.runs import digest, finish_run, read_json, start_run, write_text
+from uniego_utils.runs import digest, finish_run, read_json, require_finished, start_run, write_text
 from uniego_utils.stage import Stage
 from uniego_utils.students import load_outputs, load_student
 from uniego_utils.training import read_metrics, score
@@ -66,10 +66,11 @@ def measure_blends(stage: Stage, count: int, folder: Path, progress: bool = True
         A row a point: a column per proxy with its coefficient, and `SCORES`. Also in `<folder>/blends.csv`.
     """
     keys = list(stage.card.teachers)
+    folders = {key: require_finished(stage.folder("02_proxy") / key, CURE) for key in keys}
     config = {
         "seed": stage.seed,
         "blends": count,
-        "proxies": {key: digest(stage.folder("02_proxy") / key / "model.safetensors") for key in keys},
+        "proxies": {key: digest(proxy / "model.safetensors") for key, proxy in folders.items()},
         "backbone": [stage.preset.backbone, stage.preset.size],
         "video": {
             key: value for key, value in asdict(stage.preset.video).items() if key not in ("cache", "workers")
@@ -184,7 +185,7 @@ def leave_one_out(
     Returns:
         `SCORES` of the points that are no corners, indexed as in `points`.
     """
-    inner = points.index[points[list(keys)].max(1) < 1]
+    inner = points.index[points[list(keys)].max(axis=1) < 1]
     said = [fit(points.drop(place))(points.loc[[place], list(keys)].to_numpy()) for place in inner]
     return pd.concat(said).set_axis(inner)
 

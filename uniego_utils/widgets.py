@@ -158,4 +158,5 @@ def explore_mixture(
         slider.observe(follow, "value")
     button.on_click(run)
     show()
-    display(HBox([VBox([preset, *sliders.values(), button]), page]))
+    beside = Layout(flex="0 0 auto", width="28em")  # as wide as its sliders, however wide the figure is
+    display(HBox([VBox([preset, *sliders.values(), button], layout=beside), page]))

@@ -161,7 +161,7 @@ def answers(address: str) -> bool:
 
 @pytest.fixture
 def page(browser, lab) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page = browser.new_page(viewport={"width": 1500, "height": 1600})
     yield page
     if not page.is_closed():  # one kernel at a time
         page.evaluate("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.shutdown()")
