@@ -27,10 +27,8 @@ STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each o
 FEW = SEEDS[:3]
 LATER = {  # after Level II; notebook: the one it needs, the seeds it is run for, its priority
     "05_retrieval": ("04_spd", SEEDS, 35),
-    "06_segmentation": ("04_spd", FEW, 35),
     "07_cka": ("04_spd", SEEDS, 35),
     "08_gradient_conflict": ("04_spd", FEW, 30),
-    "09_proxy_selection": ("04_spd", SEEDS, 35),
     "11_loss_landscape": ("04_spd", FEW, 30),
 }
 if FULL:

@@ -23,6 +23,7 @@ PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 DATASET = "mocap"
 STUDIES = ("12_ablation", "13_reliability", "14_poor_teachers", "15_projection", "16_unlabelled")
+ANALYSES = ("07_cka", "08_gradient_conflict", "11_loss_landscape")
 STUDENTS = ("02_proxy", "03_merging", "04_spd", *STUDIES)
 # Folders of a machine, not of this project; the lookbehind spares URLs and relative paths.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~}])(/(home|Users|root|tmp|var|mnt|opt|srv|work)/\w|[A-Z]:\\\\)")
@@ -98,7 +99,7 @@ def outputs(tmp_path_factory) -> Path:
     run_in(folder, "02_proxy", teacher="each")
     run_in(folder, "03_merging")
     run_in(folder, "04_spd")
-    for later in ("05_retrieval", *STUDIES):
+    for later in ("05_retrieval", *ANALYSES, *STUDIES):
         run_in(folder, later)
     run_in(folder, "10_report", seeds=[0])
     return folder
