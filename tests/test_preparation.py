@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from trees import build_folder
+from trees import HEIGHT, WIDTH, build_folder
 
 from uniego_utils.manifests import CARDS, Manifest, load_card
 from uniego_utils.preparation import (
+    clip_strips,
     given_skeletons,
     joints_in_picture,
     prepare_data,
@@ -134,3 +135,28 @@ def test_clips_whose_table_names_no_skeleton_are_told(tmp_path):
         prepare_data(opened("own_videos", tmp_path), {}, 0.0, "")
     for reason in ("none named", "zeros alone: nobody was found", "file absent"):
         assert f"1 x no skeleton: {reason}" in str(told.value)
+
+
+def test_of_a_clip_is_shown_what_there_is(tmp_path):
+    """Every panel is a column: head alone; head and room; and with a skeleton drawn into the room's view."""
+    build_folder(tmp_path, subjects=2)
+    rows = pd.read_csv(tmp_path / "labels.csv").head(1)
+    stage = opened("own_videos", tmp_path)
+    ego = {key: teacher for key, teacher in stage.card.teachers.items() if teacher.viewpoint == "ego"}
+    head = replace(stage, card=replace(stage.card, teachers=ego))
+    joints = torch.rand(1, 20, 17, 2) * 90 + 1
+    write_tensors(tmp_path / "a.safetensors", {"exo_joints_2d": joints})
+    full = rows.assign(skeleton="a.safetensors", ego_depth="head/00.mp4", exo_depth=np.nan)  # empty
+
+    def seen(stage, rows):
+        return clip_strips(stage, Manifest("train", rows, (), tmp_path, ""), 0, count=4)
+
+    assert list(seen(head, rows)["strips"]) == ["ego"]
+    assert list(seen(head, rows.assign(skeleton="a.safetensors"))["strips"]) == ["ego"]
+    assert list(seen(stage, rows)["strips"]) == ["ego", "exo"]
+    shown = seen(stage, full)
+    assert list(shown["strips"]) == ["ego", "exo", "ego depth", "exo + skeleton"]
+    assert {pictures.shape for pictures in shown["strips"].values()} == {(4, HEIGHT, WIDTH, 3)}
+    moments = shown["overlays"]["exo + skeleton"]
+    np.testing.assert_array_equal(moments, joints[0, [2, 7, 12, 17]])  # the middles of four quarters
+    assert shown["bones"]
