@@ -1,6 +1,6 @@
 """How alike two encoders see the same clips: centred kernel alignment (CKA), and an interval for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -66,8 +66,8 @@ def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = 
 
     Returns:
         `biased` and `debiased`: (S, S) float64 for S sets; with groups (1 + G, S, S), first of all clips,
-        then without each group. Takes room for (sum of widths)^2 / 2 numbers in float64, twice that and
-        S * n * G more with groups.
+        then without each group. Beyond the features it takes room for (sum of widths)^2 / 2 numbers in
+        float64, and with groups for S * n * G more and for the features of the largest group.
 
     Raises:
         ValueError: sets that do not pair up, are constant or not finite (also: without one of the groups),
@@ -79,89 +79,96 @@ def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = 
     members = [torch.arange(clips)] if groups is None else _members(groups, clips)
     means = [sum(part.sum(0, dtype=torch.double) for part in x.split(BLOCK)) / clips for x in sets]
 
-    totals, sums, norms = None, [], torch.zeros(clips, len(sets), dtype=torch.double)
-    for rows in members:
-        products, group_sums, norms[rows] = _moments(sets, means, rows)
-        sums.append(group_sums)
-        totals = products if totals is None else [a.add_(b) for a, b in zip(totals, products, strict=True)]
-    found = [_cka(features, totals, norms)]
+    squares = torch.zeros(clips, len(sets), dtype=torch.double)  # of the norms of centred rows
+    sums = [torch.zeros(len(members), x.shape[1], dtype=torch.double) for x in sets]
+    widths = [x.shape[1] for x in sets]
+    totals = [torch.zeros(p, sum(widths[place:]), dtype=torch.double) for place, p in enumerate(widths)]
+    for group, rows in enumerate(members):
+        for part in rows.split(BLOCK):
+            block = _centred(sets, means, part)
+            squares[part] = torch.stack([x.square().sum(1, dtype=torch.double) for x in block], 1)
+            for place, product in enumerate(_products(block)):
+                sums[place][group] += block[place].sum(0, dtype=torch.double)
+                totals[place] += product
+    inner = [
+        [part.square().sum() for part in total.split(widths[place:], 1)] for place, total in enumerate(totals)
+    ]
+    names = list(features)
+    found = [_cka(names, inner, squares)]
     if groups is not None:
-        remaining = clips - torch.tensor([len(rows) for rows in members])
-        centres = [  # of the clips without a group: the sum over all clips is zero
-            -torch.stack(each) / remaining[:, None] for each in zip(*sums, strict=True)
-        ]
+        rest = clips - torch.tensor([len(rows) for rows in members])
+        # the sum over all clips is zero, hence the mean of those without a group:
+        centres = [-each / rest[:, None] for each in sums]
         along = _projections(sets, means, centres)
+        totals = [total.to(sets[0].dtype) for total in totals]
         for group, rows in enumerate(members):
-            own, _, _ = _moments(sets, means, rows)
             centre = [each[group] for each in centres]
-            for place, product in enumerate(own):
-                shift = torch.outer(centre[place], torch.cat(centre[place:])).mul_(remaining[group])
-                product.neg_().add_(totals[place]).sub_(shift)
+            inner = []
+            for place, product in enumerate(_products(_centred(sets, means, rows))):
+                left = torch.sub(totals[place], product, out=product)  # sums of the other clips' x y'
+                own, later = centre[place], centre[place:]
+                along_own = (own.to(left.dtype) @ left).double()  # they are centred by another mean:
+                inner.append(
+                    [  # |sum x y' - m a b'|^2, a and b the means of m clips
+                        part.square().sum()
+                        - rest[group] * (2 * s @ b - rest[group] * own.dot(own) * b.dot(b))
+                        for part, s, b in zip(
+                            left.split(widths[place:], 1), along_own.split(widths[place:]), later, strict=True
+                        )
+                    ]
+                )
             lengths = torch.stack([each.square().sum() for each in centre])
             others = torch.ones(clips, dtype=torch.bool)
             others[rows] = False
-            found.append(_cka(features, own, (norms - 2 * along[:, :, group] + lengths)[others]))
+            found.append(_cka(names, inner, (squares - 2 * along[:, :, group] + lengths)[others]))
     kinds = {name: torch.stack([each[name] for each in found]) for name in ("biased", "debiased")}
     return {name: matrices if groups is not None else matrices[0] for name, matrices in kinds.items()}
 
 
-def _moments(
-    sets: Sequence[Tensor], means: Sequence[Tensor], rows: Tensor
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """What some clips contribute, centred by `means`, in float64.
+def _centred(sets: Sequence[Tensor], means: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+    """These rows of each set, minus its mean."""
+    return [x[rows] - mean.to(x.dtype) for x, mean in zip(sets, means, strict=True)]
 
-    Returns:
-        Per set its products with itself and all later sets, (width, their widths); per set its sum,
-        (width,); and squared norms (rows, sets).
-    """
-    products, sums, norms = [], [], []
-    for part in rows.split(BLOCK):
-        block = [x[part] - mean.to(x.dtype) for x, mean in zip(sets, means, strict=True)]
-        beside = torch.cat(block, 1)
-        first = 0
-        for place, x in enumerate(block):
-            product = x.T @ beside[:, first:]
-            first += x.shape[1]
-            if len(products) < len(block):
-                products.append(product.double())
-                sums.append(x.sum(0, dtype=torch.double))
-            else:
-                products[place] += product
-                sums[place] += x.sum(0, dtype=torch.double)
-        norms.append(torch.stack([x.square().sum(1, dtype=torch.double) for x in block], 1))
-    return products, sums, torch.cat(norms)
+
+def _products(block: list[Tensor]) -> Iterator[Tensor]:
+    """Of each set X'[X, later sets], (width, their widths): half of all products, in few large ones."""
+    beside, first = torch.cat(block, 1), 0
+    for x in block:
+        yield x.T @ beside[:, first:]
+        first += x.shape[1]
 
 
 def _projections(sets: Sequence[Tensor], means: Sequence[Tensor], centres: Sequence[Tensor]) -> Tensor:
     """Dot products of all clips with each group's centre: (n, sets, G)."""
-    return torch.stack(
-        [
-            torch.cat([(part - mean.to(x.dtype)) @ centre.T.to(x.dtype) for part in x.split(BLOCK)]).double()
-            for x, mean, centre in zip(sets, means, centres, strict=True)
-        ],
-        1,
-    )
+    found = torch.zeros(len(sets[0]), len(sets), len(centres[0]), dtype=torch.double)
+    for part in torch.arange(len(found)).split(BLOCK):
+        for place, x in enumerate(_centred(sets, means, part)):
+            found[part, place] = (x @ centres[place].T.to(x.dtype)).double()
+    return found
 
 
-def _cka(features: Mapping[str, Tensor], products: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:
-    """Both estimates (S, S) from `_moments` of the clips centred by their own mean."""
-    clips, count = norms.shape
-    widths = [x.shape[1] for x in features.values()]
-    squared = torch.zeros(count, count, dtype=torch.double)
-    for place, product in enumerate(products):
-        for later, part in enumerate(product.split(widths[place:], 1), start=place):
-            squared[place, later] = squared[later, place] = part.square().sum()
-    traces = norms.sum(0)
+def _cka(names: Sequence[str], inner: list[list[Tensor]], squares: Tensor) -> dict[str, Tensor]:
+    """Both estimates (S, S).
+
+    Args:
+        inner: for each set |X'Y|^2 with itself and each later one, the features centred.
+        squares: (n, S) squared norms of the clips' centred features.
+    """
+    clips, count = squares.shape
+    biased = torch.zeros(count, count, dtype=torch.double)
+    for place, values in enumerate(inner):
+        biased[place, place:] = biased[place:, place] = torch.stack(values).double()
+    traces = squares.sum(0)
     unbiased = (
-        squared
-        - clips / (clips - 2) * norms.T @ norms
+        biased
+        - clips / (clips - 2) * squares.T @ squares
         + torch.outer(traces, traces) / ((clips - 1) * (clips - 2))
     )
     found = {}
-    for kind, hsic in (("biased", squared), ("debiased", unbiased)):
+    for kind, hsic in (("biased", biased), ("debiased", unbiased)):
         own = hsic.diagonal()
         if (own <= 0).any():
-            name = list(features)[int((own <= 0).nonzero()[0])]
+            name = names[int((own <= 0).nonzero()[0])]
             raise ValueError(f"{name} hardly differs over {clips} clips; take more clips or fewer groups")
         found[kind] = hsic / torch.outer(own, own).sqrt()
     return found
@@ -173,6 +180,8 @@ def _check_sets(features: Mapping[str, Tensor]) -> None:
     if any(len(shape) != 2 for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) != 1:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"expected (clips, width) features of the same clips, got {listed or 'none'}")
+    if len(kinds := {str(x.dtype) for x in features.values()}) != 1:
+        raise ValueError(f"features differ in precision: {', '.join(sorted(kinds))}")
     for name, x in features.items():
         if len(x) < FEWEST_CLIPS:
             raise ValueError(f"{name} has {len(x)} clips; CKA needs at least {FEWEST_CLIPS}")
