@@ -606,7 +606,9 @@ def perform(
     recording = sample_motion(motion, start + np.linspace(0, window, settings.frames, endpoint=False))
     bends = subject.style + slow_noise(settings.frames, settings.joint_noise, rng)
     points, head = forward_kinematics(recording, bends, subject.scale, subject.arm, subject.leg)
-    points = points + _onto_floor(points, forward_kinematics(recording, 0 * bends)[0] * subject.scale)
+    recorded = forward_kinematics(recording, 0 * bends)[0] * subject.scale
+    lowest = recorded[..., 1].min(1)
+    points = points + onto_floor(points, lowest - lowest.min())
     if rng.random() < 0.5:  # z is the recorded person's right
         points = points[:, MIRRORED] * [1, 1, -1]
         head = head * np.outer([1, 1, -1], [1, 1, -1])
@@ -618,21 +620,21 @@ def perform(
         cos, sin = np.cos(heading), np.sin(heading)
         turn = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
         placed = (points - centre) @ turn.T + [spot[0], 0, spot[1]]
-        if (clearance := _clearance(placed, room)) > best:
-            best, chosen = clearance, Performance(placed, turn @ head, heading)
+        if (free := clearance(placed, room)) > best:
+            best, chosen = free, Performance(placed, turn @ head, heading)
         if best > CLEARANCE_M:
             break
     return chosen
 
 
-def _onto_floor(points: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """Shifts (frames, 1, 3) that put a bent body onto the floor whenever the recorded one stands on it.
+def onto_floor(points: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Shifts (frames, 1, 3) that put a bent body (frames, n, 3) onto the floor whenever the recorded one stands
+    on it; `above` (frames,) says how many metres the recorded one's lowest point is above the floor.
 
     Bending and other leg lengths would otherwise let the person float or sink. Points are some 4.5 cm inside
     the skin, so the lowest one of the clip ends up that far above the floor.
     """
-    lowest = recorded[..., 1].min(1)
-    height = lowest - lowest.min() + 0.045 - points[..., 1].min(1)
+    height = above + 0.045 - points[..., 1].min(1)
     return height[:, None, None] * [0, 1, 0]
 
 
@@ -649,7 +651,7 @@ def slow_noise(frames: int, strength: float, rng: np.random.Generator) -> np.nda
     return amplitude * noise
 
 
-def _clearance(points: np.ndarray, room: Room) -> float:
+def clearance(points: np.ndarray, room: Room) -> float:
     """Smallest horizontal distance in metres of any point from walls and furniture; negative means inside."""
     flat = points.reshape(-1, 1, 3)[..., [0, 2]]
     walls = np.minimum(flat - room.low[[0, 2]], room.high[[0, 2]] - flat).min()
@@ -705,8 +707,8 @@ def exo_camera(
         azimuth = performance.heading + np.pi * rng.integers(2) + np.pi / 2 + swing
         away = rng.uniform(2.4, 3.4) * np.array([np.cos(azimuth), 0, -np.sin(azimuth)])
         position = np.clip(middle + away + [0, rng.uniform(0.1, 1.0), 0], room.low + 0.15, room.high - 0.15)
-        rotation, reach = _frame(position, joints, middle)
-        flaw = max(reach, 0.8) + _is_hidden(position, (middle, joints[0, 0], joints[-1, 0]), room)
+        rotation, reach = frame_joints(position, joints, middle)
+        flaw = max(reach, 0.8) + is_hidden(position, (middle, joints[0, 0], joints[-1, 0]), room)
         if flaw < best:
             best, chosen = flaw, (position, rotation, reach)
         if best <= 0.8:
@@ -716,7 +718,7 @@ def exo_camera(
     return Camera(settings.image_size, settings.image_size / 2 / reach, position[None], rotation[None])
 
 
-def _frame(position: np.ndarray, joints: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+def frame_joints(position: np.ndarray, joints: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
     """Rotation of a camera at `position` that centres the joints (f, 16, 3); tangent of half its view."""
     for _ in range(3):  # the middle of what is seen is not the middle of the motion, so aim, look and correct
         rotation = look_at(position, target)
@@ -727,7 +729,7 @@ def _frame(position: np.ndarray, joints: np.ndarray, target: np.ndarray) -> tupl
     return rotation, float(np.abs(slopes).max())
 
 
-def _is_hidden(position: np.ndarray, targets: tuple, room: Room) -> bool:
+def is_hidden(position: np.ndarray, targets: tuple, room: Room) -> bool:
     """Whether furniture, with 0.25 m to spare, stands between `position` and any of the target points."""
     for target in targets:
         step = target - position
@@ -875,7 +877,7 @@ def build(
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     labels = list(load_motions(motions))
-    _claim(root, motions, settings)
+    claim(root, motions, asdict(settings) | {"generator": GENERATOR})
     rows = {
         split: [(split, label, n) for n in range(settings.clips_per_class(split)) for label in labels]
         for split in SPLITS
@@ -889,12 +891,13 @@ def build(
     return {split: _write_manifest(root, folder, split, rows[split], settings) for split in SPLITS}
 
 
-def _claim(root: Path, motions: Path, settings: MocapSettings) -> None:
-    """Write `settings.json`, or check that the one below `root` says the same."""
-    wanted = asdict(settings) | {
-        "generator": GENERATOR,
-        "motions_sha256": hashlib.sha256(motions.read_bytes()).hexdigest(),
-    }
+def claim(root: Path, motions: Path, settings: dict) -> None:
+    """Write `settings.json`, or check that the one below `root` says the same.
+
+    Raises:
+        ValueError: it says something else, that is, what is there was generated from other settings.
+    """
+    wanted = settings | {"motions_sha256": hashlib.sha256(motions.read_bytes()).hexdigest()}
     path = root / "settings.json"
     if not path.exists():
         _write_text(path, json.dumps(wanted, indent=2) + "\n")
