@@ -112,6 +112,7 @@ class Preset:
     teacher_video: Mapping[str, Any] = field(default_factory=dict)  # changes of `video`
     pose: Mapping[str, Any] = field(default_factory=dict)  # settings of the pose estimator, where one is used
     method: Mapping[str, Any] = field(default_factory=dict)  # overrides of the card's method
+    untrimmed: Mapping[str, Any] = field(default_factory=dict)  # settings of generated untrimmed videos
 
 
 @dataclass(frozen=True)

@@ -628,7 +628,7 @@ def perform(
 
 
 def onto_floor(points: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """Shifts (frames, 1, 3) that put a bent body (frames, n, 3) onto the floor whenever the recorded one stands
+    """Shifts (frames, 1, 3) that put a bent body (frames, n, 3) onto the floor when the recorded one stands
     on it; `above` (frames,) says how many metres the recorded one's lowest point is above the floor.
 
     Bending and other leg lengths would otherwise let the person float or sink. Points are some 4.5 cm inside

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from uniego_utils import mocap, pose
+from uniego_utils import mocap, pose, untrimmed
 from uniego_utils.datasets import BUILDERS, Summary, write_manifests
 from uniego_utils.manifests import CARDS, CLASSES_FILE, Manifest, from_mapping, load_card, merged
 from uniego_utils.runs import digest, read_json, read_tensors
@@ -211,6 +211,10 @@ def _estimator(stage: Stage, column: str, layout: str | None) -> Callable[[Manif
 def _generate(stage: Stage, settings: mocap.MocapSettings) -> Summary:
     motions = CARDS / "mocap" / "humanoid_motions.npz"
     mocap.build(stage.data_root, motions, settings, manifests=stage.data)
+    if stage.preset.untrimmed:
+        where = f"{stage.card.name}: settings of untrimmed videos"
+        videos = from_mapping(untrimmed.UntrimmedSettings, stage.preset.untrimmed, where)
+        untrimmed.build(stage.data_root, motions, settings, videos, manifests=stage.data)
     counts = {split: len(stage.manifest(split)) for split in stage.card.splits}
     reasons = pd.DataFrame({"split": [], "reason": [], "clips": []})
     return Summary(pd.DataFrame({"annotated": counts, "usable": counts}), reasons, {})
