@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -128,6 +128,7 @@ class Body:
 
     first: int  # number of its first frame in the video
     recording: np.ndarray  # (frames, 44), turned by heading and curve
+    steps: np.ndarray  # (frames, 2) how far x and z go until the next frame, in the recorded person's metres
     above: np.ndarray  # (frames,) metres of the recorded body's lowest point above the floor
 
 
@@ -177,7 +178,7 @@ def track_body(motions: Mapping[str, Motion], path: Path, track: Track, fps: int
     about_y = np.stack([np.cos(yaw / 2), 0 * yaw, np.sin(yaw / 2), 0 * yaw], -1)[:-1]
     root = TURNING["root"][2]
     recording[:, root] = quaternion_product(about_y, recording[:, root])
-    return Body(int(frames[0]), recording, above[:-1])
+    return Body(int(frames[0]), recording, steps[:, [0, 2]], above[:-1])
 
 
 def _turned(vectors: np.ndarray, yaw: np.ndarray) -> np.ndarray:
@@ -230,14 +231,27 @@ class _Writer:
         return max(1, round(seconds * self.clips.fps))
 
     def _add(self, track: Track) -> None:
+        self.place = self._place_before(track) + self._moved(track, track.start, track.stop)
         if self.tracks:  # the fade-out of the last one is the fade-in of this one
-            last = self.tracks[-1]
-            self.tracks[-1] = Track(**{**vars(last), "trail": track.lead})
+            self.tracks[-1] = replace(self.tracks[-1], trail=track.lead)
         self.tracks.append(track)
-        body = track_body(self.motions, self.path, track, self.clips.fps).recording
-        self.yaw, self.height = float(facing(body[-1:])[0]), float(body[-1, 2])
-        path = body[:, [1, 3]] * self.subject.scale
-        self.place = self.place + path[-1] - path[track.lead]
+        last = track_body(self.motions, self.path, track, self.clips.fps).recording[-1:]
+        self.yaw, self.height = float(facing(last)[0]), float(last[0, 2])
+
+    def _place_before(self, track: Track) -> np.ndarray:
+        """Where (x, z) the person is when a track starts, after the transition from the last one."""
+        if not self.tracks:
+            return self.place
+        last = replace(self.tracks[-1], trail=track.lead)
+        both = (self._moved(one, last.stop, track.start) for one in (last, track))
+        return self.place + sum(both)
+
+    def _moved(self, track: Track, first: int, stop: int) -> np.ndarray:
+        """Metres (x, z) that a track carries the person over frames [first, stop), by its weight in them."""
+        body = track_body(self.motions, self.path, track, self.clips.fps)
+        frames = body.first + np.arange(len(body.steps))
+        weight = _fade(frames, track) * ((frames >= first) & (frames < stop))
+        return weight @ body.steps * self.subject.scale
 
     def _lead(self, label: str | None, turn: float, begin: float) -> int:
         """Frames of the transition into a track: longer for large turns, and to and from the floor."""
@@ -297,12 +311,13 @@ class _Writer:
                 yield turn, curve, self.rng.uniform(-0.2, 0.2)
 
     def _free(self, track: Track) -> float:
-        """Metres between the body and walls or furniture over a track, its fade-out left out."""
-        body = track_body(self.motions, self.path, track, self.clips.fps).recording[::2]
+        """Metres between the body and walls or furniture over a track and on until it stands still."""
+        onwards = replace(track, trail=self._frames(self.settings.blend_high_s))
+        body = track_body(self.motions, self.path, onwards, self.clips.fps).recording[track.lead :: 2]
         still = np.zeros((len(body), len(TURNING), 3))
         points, _ = forward_kinematics(body, still, self.subject.scale, self.subject.arm, self.subject.leg)
-        start = points[track.lead // 2, 0] * [1, 0, 1]
-        return clearance(points - start + [self.place[0], 0, self.place[1]], self.room)
+        x, z = self._place_before(track)
+        return clearance(points - points[0, 0] * [1, 0, 1] + [x, 0, z], self.room)
 
     @property
     def stop(self) -> int:
@@ -367,7 +382,6 @@ def play(
     above, weights = np.zeros((2, count))
     for track in script.tracks:
         body = track_body(motions, path, track, settings.fps)
-        moved = np.diff(body.recording[:, [1, 3]], axis=0, append=body.recording[-1:, [1, 3]])
         frames = body.first + np.arange(len(body.recording))
         seen = (frames >= 0) & (frames < count)
         weight = _fade(frames, track)[seen]
@@ -378,7 +392,7 @@ def play(
                 recording[:, columns] *= np.where(agree < 0, -1, 1)[:, None]
                 recording[:, columns] /= np.linalg.norm(recording[:, columns], axis=-1, keepdims=True)
         poses[frames] += weight[:, None] * recording
-        steps[frames] += weight[:, None] * moved[seen]
+        steps[frames] += weight[:, None] * body.steps[seen]
         above[frames] += weight * body.above[seen]
         weights[frames] += weight
     last = np.flatnonzero(weights > 0)[-1]  # a script that is longer than its tracks ends standing still

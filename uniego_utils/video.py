@@ -198,6 +198,12 @@ def frame_indices(times: np.ndarray, fps: float, frames: int) -> list[int]:
     return np.clip(np.floor(times * fps + 1e-4), 0, frames - 1).astype(int).tolist()
 
 
+def shrink(pictures: np.ndarray, video: VideoCard) -> Tensor:
+    """Decoded pictures (T, H, W, 3) as (T, 3, H, W) uint8 whose shorter side is `video.resize`."""
+    frames = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    return transforms.resize(frames, [video.resize], antialias=True)
+
+
 def prepare(frames: Tensor, video: VideoCard, random: np.random.Generator | None) -> Tensor:
     """Crop, mirror, change the light and normalise; the same for all frames of a clip.
 
@@ -280,10 +286,10 @@ class ClipDataset(Dataset):
     def read(self, video: Video, indices: list[int]) -> Tensor:
         """Frames at `indices`, the shorter side resized to the card's: (T, 3, H, W) uint8."""
         started = time.perf_counter()
-        frames = torch.from_numpy(video.read(indices)).permute(0, 3, 1, 2)
+        pictures = video.read(indices)
         self.decode_seconds += time.perf_counter() - started
-        self.decoded_frames += len(frames)
-        return transforms.resize(frames, [self.video.resize], antialias=True)
+        self.decoded_frames += len(pictures)
+        return shrink(pictures, self.video)
 
     def decode_span(self, row: int) -> tuple[Tensor, float, int]:
         """All frames of a clip's span (T, 3, H, W) uint8, their rate, and the first one's number."""
