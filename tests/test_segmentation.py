@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from uniego_utils.segmentation import count_hits, edit_score, segment_metrics, segments
+from uniego_utils.segmentation import (
+    count_hits,
+    edit_score,
+    frame_errors,
+    segment_errors,
+    segment_metrics,
+    segments,
+)
 
 
 def runs(frames, background=()):
@@ -203,3 +210,69 @@ def test_edit_score_agrees_with_the_definition(seed):
 def test_refuses_what_it_cannot_score(predicted, truth, background, message):
     with pytest.raises(ValueError, match=message):
         segment_metrics(predicted, truth, background)
+
+
+# Error types
+
+
+def slow_frame_errors(predicted, truth, tolerance):
+    """Each frame by itself: would its label be right if a true boundary moved by up to `tolerance` frames?"""
+    counts = dict.fromkeys(("right", "boundary", "confused", "missed", "invented"), 0)
+    for guess, real in zip(predicted, truth, strict=True):
+        edges = [t for t in range(1, len(real)) if real[t] != real[t - 1]]
+        for t, (ours, theirs) in enumerate(zip(guess, real, strict=True)):
+            if ours == theirs:
+                kind = "right"
+            elif any(
+                (0 < edge - t <= tolerance and ours == real[edge] and len(set(real[t:edge])) == 1)
+                or (
+                    0 <= t - edge < tolerance and ours == real[edge - 1] and len(set(real[edge : t + 1])) == 1
+                )
+                for edge in edges
+            ):
+                kind = "boundary"
+            elif ours == 0:
+                kind = "missed"
+            else:
+                kind = "invented" if theirs == 0 else "confused"
+            counts[kind] += 1
+    total = sum(counts.values())
+    return {name: 100 * count / total for name, count in counts.items()}
+
+
+@pytest.mark.parametrize("tolerance", [0, 1, 3])
+@pytest.mark.parametrize("number", range(6))
+def test_frame_errors_agree_with_frame_by_frame_counting(number, tolerance):
+    random = np.random.default_rng(number)
+    truth = [np.repeat(random.integers(0, 3, 12), random.integers(1, 4, 12)) for _ in range(4)]
+    predicted = [
+        np.where(random.random(len(t)) < 0.6, np.roll(t, 1), random.integers(0, 3, len(t))) for t in truth
+    ]
+    found = frame_errors(predicted, truth, 0, tolerance)
+    assert found == pytest.approx(slow_frame_errors(predicted, truth, tolerance))
+    assert sum(found.values()) == pytest.approx(100)
+    assert frame_errors(truth, truth, 0, tolerance)["right"] == 100
+
+
+def test_segment_errors_by_hand():
+    truth = list("..aaaa..bbbb..cccc..dddd")
+    guess = list("..aaaa..b.bb..c.....a...")  # found; fragmented; displaced; missed and invented
+    found = segment_errors([guess], [truth], ".")
+    assert found == {
+        "found": 25.0,
+        "displaced": 25.0,
+        "fragmented": 25.0,
+        "missed": 25.0,
+        "invented": 25.0,
+        "segments": 125.0,
+    }
+    perfect = segment_errors([truth], [truth], ".")
+    assert (perfect["found"], perfect["segments"], perfect["invented"]) == (100.0, 100.0, 0.0)
+
+
+def test_error_types_refuse_what_cannot_be_compared():
+    for function in (lambda a, b: frame_errors(a, b, 0, 1), lambda a, b: segment_errors(a, b, 0)):
+        with pytest.raises(ValueError, match="3 predicted frames, but 2"):
+            function([[0, 1, 1]], [[0, 1]])
+        with pytest.raises(ValueError, match="is background"):
+            function([[0, 1]], [[0, 0]])

@@ -135,3 +135,73 @@ def _labels(background: Background) -> np.ndarray:
 
 def _kind(labels: np.ndarray) -> str:
     return "numbers" if labels.dtype.kind in "biuf" else "names"
+
+
+def frame_errors(
+    predicted: Sequence[Frames], truth: Sequence[Frames], background: Hashable, tolerance: int
+) -> dict[str, float]:
+    """What becomes of the frames of all videos, in percent; the five shares sum to 100.
+
+    `boundary`: wrong, but right had the nearest change of the true label come up to `tolerance` frames sooner
+    or later. Of the rest: `confused` is another action, `missed` is background instead of an action,
+    `invented` an action instead of background. `right` counts frames of background too, which the accuracy
+    of `segment_metrics` does not.
+
+    Raises:
+        ValueError: see `segment_metrics`.
+    """
+    segment_metrics(predicted, truth, background)  # refuses what cannot be compared
+    counts = dict.fromkeys(("right", "boundary", "confused", "missed", "invented"), 0)
+    for number, pair in enumerate(zip(predicted, truth, strict=True)):
+        guess, real = (_frames(labels, f"video {number}") for labels in pair)
+        near = np.zeros(len(real), bool)  # the guess is the label on the other side of a near boundary
+        edges = [0, *np.flatnonzero(real[1:] != real[:-1]) + 1, len(real)]
+        for start, place, stop in zip(edges, edges[1:], edges[2:], strict=False):
+            before, after = max(start, place - tolerance), min(stop, place + tolerance)
+            near[before:place] |= guess[before:place] == real[place]
+            near[place:after] |= guess[place:after] == real[place - 1]
+        wrong = guess != real
+        counts["right"] += int((~wrong).sum())
+        counts["boundary"] += int((wrong & near).sum())
+        far = wrong & ~near
+        counts["confused"] += int((far & (real != background) & (guess != background)).sum())
+        counts["missed"] += int((far & (guess == background)).sum())
+        counts["invented"] += int((far & (real == background)).sum())
+    total = sum(counts.values())
+    return {name: 100 * count / total for name, count in counts.items()}
+
+
+def segment_errors(
+    predicted: Sequence[Frames], truth: Sequence[Frames], background: Background = None
+) -> dict[str, float]:
+    """What becomes of the true segments of all videos, in percent of them.
+
+    A segment is `found` if just one predicted segment of its label meets it, with an IoU of 0.5 or more;
+    `displaced` if that one's IoU is lower; `fragmented` if several do; `missed` if none does. These four sum
+    to 100. `invented` are the predicted segments that meet no true one of their label, and `segments` are all
+    predicted ones: above 100 there are more than true ones (over-segmentation).
+
+    Raises:
+        ValueError: see `segment_metrics`.
+    """
+    segment_metrics(predicted, truth, background)  # refuses what cannot be compared
+    counts = dict.fromkeys(("found", "displaced", "fragmented", "missed", "invented", "segments"), 0)
+    total = 0
+    for guess, real in zip(predicted, truth, strict=True):
+        ours, theirs = segments(guess, background), segments(real, background)
+        total, counts["segments"] = total + len(theirs), counts["segments"] + len(ours)
+        for label, start, stop in theirs:
+            meeting = [(a, b) for name, a, b in ours if name == label and a < stop and start < b]
+            if len(meeting) > 1:
+                counts["fragmented"] += 1
+            elif meeting:
+                ((first, last),) = meeting
+                overlap = (min(stop, last) - max(start, first)) / (max(stop, last) - min(start, first))
+                counts["found" if overlap >= 0.5 else "displaced"] += 1
+            else:
+                counts["missed"] += 1
+        counts["invented"] += sum(
+            not any(name == label and a < stop and start < b for name, a, b in theirs)
+            for label, start, stop in ours
+        )
+    return {name: 100 * count / total for name, count in counts.items()}
