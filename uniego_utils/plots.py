@@ -88,6 +88,17 @@ METHOD_LABELS = {
     "cagrad": "Direct, CAGrad",
     "upgrad": "Direct, UPGrad",
 }
+BACKGROUND_COLOUR = "#ECECEC"
+ERROR_COLOURS = {  # kinds of segmentation.frame_errors and segment_errors
+    "right": "#117733",
+    "found": "#117733",
+    "boundary": "#88CCEE",
+    "displaced": "#88CCEE",
+    "fragmented": "#DDCC77",
+    "confused": "#AA4499",
+    "missed": "#999999",
+    "invented": "#EE6611",
+}
 MOST_COLOURS = 24  # classes that colours can tell apart, with good will
 MOST_ROWS = 40  # classes that a figure lists; a dataset may have hundreds
 PANEL = 1.15  # inches, side of a video frame in a strip
@@ -950,4 +961,221 @@ def plot_cka(
     sns.heatmap(rows, ax=bottom, xticklabels=False, yticklabels=list(beside), **style)
     bottom.set_xlabel("linear CKA with each proxy")
     bottom.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def action_colours(names: Sequence[str], background: str) -> dict[str, tuple | str]:
+    """A colour a class for barcodes: hues go round, neighbours differ in lightness; background is pale.
+
+    Beyond `MOST_COLOURS` classes colours repeat: bars then still show where labels change.
+    """
+    actions = [name for name in names if name != background]
+    count = min(len(actions), MOST_COLOURS)
+    light, dark = (sns.husl_palette(max(count, 1), s=0.9, l=lightness) for lightness in (0.72, 0.45))
+    return {background: BACKGROUND_COLOUR} | {
+        name: (light if number % 2 else dark)[number % max(count, 1)] for number, name in enumerate(actions)
+    }
+
+
+def _draw_bars(
+    ax: Axes,
+    bars: Mapping[str, np.ndarray],
+    edges: np.ndarray,
+    colours: Mapping[str, tuple | str],
+    background: str,
+    named: int = 1,
+) -> None:
+    """Rows of labels as coloured bars; edges (steps + 1,) in seconds. The first `named` rows have names."""
+    for row, labels in enumerate(bars.values()):
+        labels = np.asarray(labels)
+        starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+        for start, stop in zip(starts, np.r_[starts[1:], len(labels)], strict=True):
+            name, left, width = labels[start], edges[start], edges[stop] - edges[start]
+            ax.barh(row, width, 0.82, left, color=colours.get(name, "k"), linewidth=0)
+            if row < named and name != background and width > 0.028 * (edges[-1] - edges[0]):
+                text = ax.text(left + width / 2, row, name.replace("_", "\n"), ha="center", va="center")
+                text.set(fontsize=6, color="k", linespacing=0.85, clip_on=True)
+                text.set_bbox(dict(facecolor="w", alpha=0.6, lw=0, pad=0.6))
+    ax.set_yticks(range(len(bars)), list(bars))
+    ax.set(xlim=(edges[0], edges[-1]), ylim=(len(bars) - 0.5, -0.5))
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["left", "bottom"]].set_visible(False)
+
+
+def plot_barcodes(
+    videos: Mapping[str, Mapping[str, np.ndarray]],
+    edges: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    background: str,
+    title: str,
+) -> Figure:
+    """Colour barcodes: a panel a video, a row the truth and one for each method.
+
+    Args:
+        videos: video -> what the row is -> labels (steps,), the truth first.
+        edges: video -> (steps + 1,) seconds.
+        classes: all names, which fixes their colours.
+    """
+    colours = action_colours(classes, background)
+    rows = len(next(iter(videos.values())))
+    figure, axs = plt.subplots(
+        len(videos),
+        1,
+        figsize=(11, (0.25 * rows + 0.62) * len(videos) + 0.9),
+        layout="constrained",
+        squeeze=False,
+    )
+    for ax, (name, bars) in zip(axs[:, 0], videos.items(), strict=True):
+        _draw_bars(ax, bars, edges[name], colours, background)
+        ax.set_title(name, fontsize=9, loc="left", pad=3)
+    axs[-1, 0].set_xlabel("seconds")
+    shown = {label for bars in videos.values() for labels in bars.values() for label in np.unique(labels)}
+    names = [name for name in colours if name in shown][: MOST_COLOURS + 1]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_storyboard(
+    strips: Mapping[str, np.ndarray],
+    times: np.ndarray,
+    bars: Mapping[str, np.ndarray],
+    edges: np.ndarray,
+    classes: Sequence[str],
+    background: str,
+    title: str,
+) -> Figure:
+    """An untrimmed video as a strip of pictures, with bars of its labels below; marks tell the pictures' times.
+
+    Args:
+        strips: row label -> (T, H, W, 3) uint8.
+        times: (T,) seconds of the pictures.
+        bars: what the row is -> labels (steps,), the truth first; edges: (steps + 1,) seconds.
+        classes: all names, which fixes their colours.
+    """
+    count = len(times)
+    heights = [PANEL] * len(strips) + [0.34 * len(bars) + 0.1]
+    figure = plt.figure(figsize=(PANEL * count + 0.8, sum(heights) + 0.9), layout="constrained")
+    grid = figure.add_gridspec(len(heights), count, height_ratios=heights)
+    for row, (label, frames) in enumerate(strips.items()):
+        for place, frame in enumerate(frames):
+            ax = figure.add_subplot(grid[row, place])
+            ax.imshow(frame)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if place == 0:
+                ax.set_ylabel(label, rotation=0, ha="right", va="center")
+            if row == 0:
+                ax.set_title(f"{times[place]:.1f} s", fontsize=8, pad=2)
+    ax = figure.add_subplot(grid[-1, :])
+    _draw_bars(ax, bars, edges, action_colours(classes, background), background)
+    ax.plot(times, np.full(count, -0.5), "v", color="k", ms=5, clip_on=False)
+    ax.set_xlabel("seconds")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_moment(
+    pictures: Mapping[str, np.ndarray],
+    time: float,
+    bars: Mapping[str, np.ndarray],
+    edges: np.ndarray,
+    classes: Sequence[str],
+    background: str,
+    title: str,
+) -> Figure:
+    """One moment of an untrimmed video: its pictures, and bars of labels with a cursor at `time` in seconds.
+
+    Args:
+        pictures: view -> (H, W, 3) uint8.
+        bars: what the row is -> labels (steps,), the truth first; edges: (steps + 1,) seconds.
+        classes: all names, which fixes their colours.
+    """
+    height = 0.27 * len(bars) + 0.4
+    figure = plt.figure(figsize=(11, 2.9 + height), layout="constrained")
+    grid = figure.add_gridspec(2, len(pictures) + 1, height_ratios=[2.6, height])
+    for place, (view, picture) in enumerate(pictures.items()):
+        ax = figure.add_subplot(grid[0, place])
+        ax.imshow(picture)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        ax.set_title(f"{view} view, {time:.1f} s", fontsize=9)
+    step = int(np.clip(np.searchsorted(edges, time, side="right") - 1, 0, len(edges) - 2))
+    now = {name: str(labels[step]) for name, labels in bars.items()}
+    truth = next(iter(now.values()))
+    ax = figure.add_subplot(grid[0, -1])
+    ax.axis("off")
+    for row, (name, label) in enumerate(now.items()):
+        mark = "" if row == 0 else "✓ " if label == truth else "✗ "
+        colour = "k" if row == 0 else "#117733" if label == truth else "#BB2222"
+        ax.text(0, 1 - row / len(now), f"{name}: {mark}{label}", va="top", fontsize=9, color=colour)
+    ax = figure.add_subplot(grid[1, :])
+    _draw_bars(ax, bars, edges, action_colours(classes, background), background)
+    ax.axvline(time, color="k", lw=2)
+    ax.set_xlabel("seconds")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_error_types(tables: Mapping[str, pd.DataFrame], labels: Mapping[str, str], title: str) -> Figure:
+    """Stacked bars of shares in percent, a panel a kind of error table, a row a method.
+
+    `tables`: panel -> rows methods, columns kinds (of ERROR_COLOURS) whose sum is 100.
+    """
+    first = next(iter(tables.values()))
+    figure, axs = plt.subplots(
+        1,
+        len(tables),
+        figsize=(12, 0.34 * len(first) + 1.7),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    for ax, (panel, table) in zip(axs[0], tables.items(), strict=True):
+        left = np.zeros(len(table))
+        for kind in table:
+            bars = ax.barh(range(len(table)), table[kind], 0.75, left, color=ERROR_COLOURS[kind], label=kind)
+            shown = [f"{value:.0f}" if value >= 4 else "" for value in table[kind]]
+            dark = kind in ("right", "found", "confused")
+            ax.bar_label(bars, shown, label_type="center", fontsize=8, color="w" if dark else "k")
+            left += table[kind].to_numpy()
+        ax.set(xlim=(0, 100), xlabel=f"{panel} (%)")
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False, fontsize=8)
+    axs[0][0].set_yticks(range(len(first)), [labels[name] for name in first.index])
+    axs[0][0].invert_yaxis()
+    figure.suptitle(title)
+    return figure
+
+
+def plot_segmentation(scores: pd.DataFrame, labels: Mapping[str, str], title: str) -> Figure:
+    """F1@10, F1@25, F1@50, edit and accuracy, a panel each, a row a method; heads differ by their marker.
+
+    `scores` has columns method, head and the five metrics in percent.
+    """
+    metrics = ["F1@10", "F1@25", "F1@50", "edit", "accuracy"]
+    methods, heads = (list(dict.fromkeys(scores[name])) for name in ("method", "head"))
+    size = (12.5, 0.36 * len(methods) + 1.5)
+    figure, axs = plt.subplots(1, len(metrics), figsize=size, layout="constrained", sharey=True)
+    for ax, metric in zip(axs, metrics, strict=True):
+        for head, marker, filled in zip(heads, "os^Dv", (True, False, True, False, True), strict=False):
+            own = scores[scores["head"] == head].set_index("method").reindex(methods)
+            colours = [colour_of(method) for method in methods]
+            faces = colours if filled else "none"
+            ax.scatter(
+                own[metric], range(len(methods)), 45, marker=marker, color=faces, edgecolors=colours, lw=1.5
+            )
+        ax.set_xlabel(f"{metric} (%)" if metric != "edit" else "edit score (%)")
+        ax.grid(axis="x", alpha=0.3)
+        ax.margins(x=0.12)
+    axs[0].set_yticks(range(len(methods)), [labels[method] for method in methods])
+    axs[0].set_ylim(len(methods) - 0.5, -0.5)
+    for head, marker, filled in zip(heads, "os^Dv", (True, False, True, False, True), strict=False):
+        axs[-1].scatter(
+            [], [], 45, marker=marker, color="k" if filled else "none", edgecolors="k", label=head
+        )
+    figure.legend(
+        *axs[-1].get_legend_handles_labels(), loc="outside right center", frameon=False, title="head"
+    )
+    figure.suptitle(title)
     return figure
