@@ -13,7 +13,7 @@ import pandas as pd
 
 from uniego_utils.manifests import MAX_LISTED
 from uniego_utils.runs import digest
-from uniego_utils.video import Video, VideoError, open_video
+from uniego_utils.video import Video, VideoError, frame_indices, open_video
 
 BACKGROUND = "background"  # what labels say between segments
 REQUIRED_COLUMNS = ("split", "level", "video_id", "ego_video", "start_s", "end_s", "label")
@@ -49,6 +49,16 @@ class Timeline:
         if path is None:
             raise VideoError(f"video {self.video_id} has no {view} video in its segments.csv")
         return open_video(path, None, self.fps[number], self.rotate[number])
+
+    def pictures(self, times: np.ndarray, view: str = "ego") -> np.ndarray:
+        """What is on screen at `times` (n,) in seconds: (n, H, W, 3) uint8. Raises VideoError, see `open`."""
+        video = self.open(view)
+        return video.read(frame_indices(np.asarray(times, float), video.fps, video.frames))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Those that there are videos of."""
+        return ("ego",) if self.exo_path is None else ("ego", "exo")
 
     def labels_at(self, times: np.ndarray) -> np.ndarray:
         """Names of the actions at `times` (n,), in seconds of the video; BACKGROUND between segments.
@@ -205,6 +215,12 @@ def moments(timeline: Timeline, stride_s: float) -> np.ndarray:
     steps = max(1, int(timeline.duration / stride_s + 0.5 + 1e-6))
     middles = timeline.start_s + (np.arange(steps) + 0.5) * stride_s
     return np.minimum(middles, timeline.end_s - min(1e-3, timeline.duration / 2))
+
+
+def step_edges(timeline: Timeline, stride_s: float) -> np.ndarray:
+    """Times (steps + 1,) in seconds between which the steps of `moments` lie; the last is the span's end."""
+    edges = timeline.start_s + np.arange(len(moments(timeline, stride_s)) + 1) * stride_s
+    return np.r_[edges[:-1], timeline.end_s]
 
 
 def timelines_digest(timelines: Sequence[Timeline]) -> str:
