@@ -1046,7 +1046,7 @@ def plot_storyboard(
     background: str,
     title: str,
 ) -> Figure:
-    """An untrimmed video as a strip of pictures, with bars of its labels below; marks tell the pictures' times.
+    """An untrimmed video as a strip of pictures, with bars of its labels below; marks are the pictures'.
 
     Args:
         strips: row label -> (T, H, W, 3) uint8.
@@ -1167,7 +1167,9 @@ def plot_segmentation(scores: pd.DataFrame, labels: Mapping[str, str], title: st
             )
         ax.set_xlabel(f"{metric} (%)" if metric != "edit" else "edit score (%)")
         ax.grid(axis="x", alpha=0.3)
-        ax.margins(x=0.12)
+        low, high = scores[metric].min(), scores[metric].max()
+        reach = max(6.0, 0.6 * (high - low))  # points: small differences look small
+        ax.set_xlim((low + high) / 2 - reach, (low + high) / 2 + reach)
     axs[0].set_yticks(range(len(methods)), [labels[method] for method in methods])
     axs[0].set_ylim(len(methods) - 0.5, -0.5)
     for head, marker, filled in zip(heads, "os^Dv", (True, False, True, False, True), strict=False):
@@ -1177,5 +1179,94 @@ def plot_segmentation(scores: pd.DataFrame, labels: Mapping[str, str], title: st
     figure.legend(
         *axs[-1].get_legend_handles_labels(), loc="outside right center", frameon=False, title="head"
     )
+    figure.suptitle(title)
+    return figure
+
+
+def plot_frequency(ours: pd.DataFrame, papers: pd.DataFrame, labels: Mapping[str, str], title: str) -> Figure:
+    """The paper's Figure 6: how often each proxy is selected, ours beside the paper's.
+
+    Args:
+        ours: rows proxies (`none` among them), a column a set of clips, entries in 0..1; later columns paler.
+        papers: the same rows, a column a dataset of the paper.
+        labels: of the rows.
+    """
+    names = [labels[key] for key in ours.index]
+    places = np.arange(len(names))
+    figure, axs = plt.subplots(1, 2, figsize=(11, 0.42 * len(names) + 1.6), layout="constrained", sharey=True)
+    for ax, table in zip(axs, (ours, papers), strict=True):
+        height = 0.8 / table.shape[1]
+        for number, column in enumerate(table.columns):
+            at = places + (number - (table.shape[1] - 1) / 2) * height
+            strength = 1 - 0.6 * number / max(table.shape[1] - 1, 1)
+            colours = [colour_of(key) for key in table.index]
+            bars = ax.barh(at, 100 * table[column], 0.92 * height, color=colours, alpha=strength)
+            ax.bar_label(bars, [f"{100 * v:.0f} {column}" for v in table[column]], padding=3, fontsize=7)
+        ax.set_xlim(0, 1.35 * max(100 * table.to_numpy().max(), 10))
+    axs[0].set_xlabel("share of clips (%)")
+    axs[1].set_xlabel("share of clips, mean over classes (%)")
+    axs[0].set_title("ours", fontsize=10)
+    axs[1].set_title("the paper's Tables 11 and 12", fontsize=10)
+    axs[0].set_yticks(places, names)
+    axs[0].invert_yaxis()
+    figure.suptitle(title)
+    return figure
+
+
+def plot_confidence(
+    counts: Mapping[str, np.ndarray], gaps: Mapping[str, np.ndarray], proxies: int, title: str
+) -> Figure:
+    """How much choice a clip has, and how clear the choice is, a line a set of clips.
+
+    Args:
+        counts: set of clips -> reliable proxies per clip.
+        gaps: set of clips -> cross-entropy of the second-best minus that of the best (nats), of clips with
+            at least two of them.
+        proxies: how many there are.
+    """
+    figure, axs = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    shades = dict(zip(counts, ("#222222", "#EE7733", "#0077BB"), strict=False))
+    width = 0.8 / len(counts)
+    for place, (name, values) in enumerate(counts.items()):
+        share = 100 * np.bincount(np.asarray(values), minlength=proxies + 1) / len(values)
+        at = np.arange(proxies + 1) + (place - (len(counts) - 1) / 2) * width
+        axs[0].bar(at, share, width, color=shades[name], label=name)
+    for name, values in gaps.items():
+        ordered = np.sort(np.maximum(values, 1e-4))
+        height = 100 * np.arange(1, len(ordered) + 1) / max(len(ordered), 1)
+        axs[1].step(ordered, height, where="post", color=shades[name], lw=2, label=name)
+    axs[0].set(xlabel="proxies that know the clip", ylabel="share of clips (%)")
+    axs[0].set_xticks(range(proxies + 1))
+    axs[1].set(
+        xscale="log",
+        xlabel="second-best minus best cross-entropy (nats)",
+        ylabel="clips with a smaller gap (%)",
+        ylim=(0, 101),
+    )
+    axs[1].grid(alpha=0.3)
+    for ax in axs:
+        ax.legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_moving(table: pd.DataFrame, proxies: Sequence[str], labels: Mapping[str, str], title: str) -> Figure:
+    """How a selection made anew in every epoch moves; `table` is of `selection.selection_over_training`."""
+    figure, axs = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    for key in proxies:
+        axs[0].plot(table.index, 100 * table[key], marker="o", ms=3, color=colour_of(key), label=labels[key])
+    axs[0].set(xlabel="epoch (0: before training)", ylabel="clips that learn from it (%)", ylim=(0, None))
+    for column, colour, style, name in (
+        ("changed", "#222222", "-", "have other proxies than an epoch before"),
+        ("alone", "#EE7733", "-", "have none that beats the student"),
+        ("none", "#0077BB", "--", "have no reliable one"),
+    ):
+        known = table[column].iloc[1:]
+        axs[1].plot(known.index, 100 * known, style, marker="o", ms=3, color=colour, label=name)
+    axs[1].set(xlabel="epoch", ylabel="clips (%)", ylim=(0, None))
+    for ax in axs:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axs[1].legend(frameon=False, fontsize=8)
+    figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(title)
     return figure

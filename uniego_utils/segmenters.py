@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uniego_utils.runs import (
     digest,
@@ -23,12 +23,21 @@ from uniego_utils.runs import (
     write_tensors,
 )
 from uniego_utils.segmentation import segment_metrics
+from uniego_utils.stage import Stage
+from uniego_utils.students import load_student
 from uniego_utils.temporal import HeadConfig, predict_head, train_head
 from uniego_utils.timelines import BACKGROUND, Timeline, moments
 from uniego_utils.training import write_history
 
 LOOKED_AT = ("val", "test")  # splits that are predicted
 Labels = Mapping[str, Mapping[str, Tensor]]  # split -> video_id -> class numbers (steps,)
+
+
+def load_encoder(stage: Stage, folder: Path) -> nn.Module:
+    """The frozen encoder of a finished student's run folder, or of an imported checkpoint's."""
+    encoder = stage.backbone()
+    encoder.load_state_dict(load_student(folder, "run the notebook that trains it, or import the checkpoint"))
+    return encoder.requires_grad_(False).eval()
 
 
 def label_steps(
