@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from trees import FPS, gratings, halve, write_video
+from trees import FPS, build_assembly, build_egoexo4d, gratings, halve, write_video
 
+from uniego_utils.datasets import BUILDERS, write_manifests
+from uniego_utils.manifests import load_card
 from uniego_utils.timelines import BACKGROUND, classes_of, load_timelines, moments, timelines_digest
 from uniego_utils.video import VideoError
 
@@ -153,3 +155,49 @@ def test_missing_and_broken_videos_are_refused(videos, tmp_path):
         load(table(("cut", 0.1, 1.9, "x")), tmp_path, tmp_path)[0].open().read([55])
     with pytest.raises(FileNotFoundError, match=r"segments\.csv does not exist"):
         load_timelines(tmp_path / "nowhere" / "segments.csv", videos, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"), [("assembly101", ("fine", "coarse")), ("egoexo4d", ("keystep",))]
+)
+def test_segments_of_published_datasets_load(name, levels, tmp_path):
+    root, out = tmp_path / "root", tmp_path / "out"
+    {"assembly101": build_assembly, "egoexo4d": build_egoexo4d}[name](root)
+    module = BUILDERS[name]
+    card = load_card(name)
+    annotated = module.annotated(root, module.Settings(), ())
+    write_manifests(card, annotated, root, out, workers=1, progress=False)
+    for level in levels:
+        spans = annotated.segments[annotated.segments["level"] == level]
+        for split in ("train", "val", "test"):
+            timelines = load_timelines(out / "segments.csv", root, split, level)
+            own = spans[spans["split"] == split]
+            assert {entry.video_id for entry in timelines} == set(own["video_id"])
+            for entry in timelines:
+                first = own[own["video_id"] == entry.video_id].iloc[0]
+                middle = (first["start_s"] + first["end_s"]) / 2
+                assert entry.labels_at(np.array([middle])).tolist() == [first["label"]]
+                assert entry.duration == pytest.approx(SECONDS)
+
+
+def test_halves_of_a_recording_have_spans_of_their_own(tmp_path):
+    """Where Assembly101 lists an assembly and a disassembly of one recording, each covers its part."""
+    root, out = tmp_path / "root", tmp_path / "out"
+    build_assembly(root, 2, 1)
+    coarse = root / "coarse-annotations"
+    listed = (coarse / "coarse_seq_views.txt").read_text()
+    more = listed.replace("assembly_", "disassembly_")
+    (coarse / "coarse_seq_views.txt").write_text(listed + more)
+    for split in ("train", "val"):
+        first = coarse / "coarse_splits" / f"{split}_coarse_assembly.txt"
+        text = first.read_text().replace("assembly_", "disassembly_")
+        (coarse / "coarse_splits" / f"{split}_coarse_disassembly.txt").write_text(text)
+        for line in text.split("\n")[:-1]:
+            (coarse / "coarse_labels" / line.split()[0]).write_text("45\t57\tdetach wheel\n")
+    module = BUILDERS["assembly101"]
+    annotated = module.annotated(root, module.Settings(), ())
+    write_manifests(load_card("assembly101"), annotated, root, out, workers=1, progress=False)
+    timelines = load_timelines(out / "segments.csv", root, "test", "coarse")
+    spans = {entry.video_id.partition("_")[0]: (entry.start_s, entry.end_s) for entry in timelines}
+    assert spans["disassembly"] == pytest.approx((1.5, 1.9))
+    assert spans["assembly"] == pytest.approx((2 / 30, 38 / 30))
