@@ -1266,7 +1266,7 @@ def plot_moving(table: pd.DataFrame, proxies: Sequence[str], labels: Mapping[str
     axs[1].set(xlabel="epoch", ylabel="clips (%)", ylim=(0, None))
     for ax in axs:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axs[1].legend(frameon=False, fontsize=8)
+    axs[1].legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
     figure.legend(*axs[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(title)
     return figure
