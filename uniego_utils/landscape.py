@@ -290,7 +290,10 @@ def plane_through(apart: np.ndarray) -> Plane:
 
 def widest_triple(apart: np.ndarray) -> tuple[int, int, int]:
     """The three points with the largest circumference of their triangle."""
-    around = lambda three: sum(apart[i, j] for i, j in combinations(three, 2))  # noqa: E731
+
+    def around(three: tuple[int, int, int]) -> float:
+        return sum(apart[i, j] for i, j in combinations(three, 2))
+
     return max(combinations(range(len(apart)), 3), key=around)
 
 

@@ -5,7 +5,7 @@ A card (`data_manifests/<dataset>.yaml`) says everything that differs between da
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -50,6 +50,10 @@ class VideoCard:
     span_s: float | None = None  # seconds sampled from within the annotated span; None: all of it
     cache: bool = False  # keep decoded frames in memory (small datasets)
     workers: int = 0  # decoding processes when not cached
+
+    def decisive(self) -> dict:
+        """What decides the pictures that a model sees, for `config.json`; not how they are read."""
+        return {name: value for name, value in asdict(self).items() if name not in ("cache", "workers")}
 
 
 @dataclass(frozen=True)

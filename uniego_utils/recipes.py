@@ -26,6 +26,10 @@ class Recipe:
     merge_weight_decay: float | None
     effective_batch: int | None  # clips per optimiser step, by accumulating gradients; None: the card's batch
 
+    def accumulate(self, batch_size: int) -> int:
+        """Batches of `batch_size` clips per optimiser step."""
+        return 1 if self.effective_batch is None else max(1, self.effective_batch // batch_size)
+
 
 PAPER = Recipe(
     projects_teacher=True,

@@ -203,7 +203,6 @@ def follow_level_two(
 
     checkpoint = folder / "checkpoint.safetensors"
     checkpoint.unlink(missing_ok=True)  # what was kept before an interruption is lost
-    effective = stage.recipe.effective_batch
     history = fit(
         {"uniego": Learner(backbone, watch)},
         batches,
@@ -211,7 +210,7 @@ def follow_level_two(
         stage.seed,
         checkpoint,
         stage.device,
-        accumulate=1 if effective is None else max(1, effective // config.batch_size),
+        accumulate=stage.recipe.accumulate(config.batch_size),
         teach=watch_along(stage, pool, config.bf16),
         describe="follow",
     )["uniego"]

@@ -4,7 +4,6 @@ Scores are of validation clips: columns `val_top1` (percent) and `val_nll` (nats
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
@@ -72,9 +71,7 @@ def measure_blends(stage: Stage, count: int, folder: Path, progress: bool = True
         "blends": count,
         "proxies": {key: digest(proxy / "model.safetensors") for key, proxy in folders.items()},
         "backbone": [stage.preset.backbone, stage.preset.size],
-        "video": {
-            key: value for key, value in asdict(stage.preset.video).items() if key not in ("cache", "workers")
-        },
+        "video": stage.preset.video.decisive(),
         "validation": stage.manifest("val").digest,
     }
     if start_run(folder, config):

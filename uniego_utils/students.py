@@ -41,9 +41,7 @@ def describe_training(
         "dataset": stage.card.name,
         "seed": stage.seed,
         "backbone": [stage.preset.backbone, stage.preset.size],
-        "video": {
-            key: value for key, value in asdict(stage.preset.video).items() if key not in ("cache", "workers")
-        },
+        "video": stage.preset.video.decisive(),
         "train": asdict(config),
         "manifest": stage.manifest("train").digest,
         "start": digest(weights),
@@ -93,7 +91,6 @@ def train_students(
     seen = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
     if unlabelled is not None:
         seen = WithUnlabelled(clips["train"], stage.clips(unlabelled))
-    effective = stage.recipe.effective_batch
     checkpoint = folder / f"{pass_name}.checkpoint.safetensors"
     history = fit(
         todo,
@@ -103,7 +100,7 @@ def train_students(
         checkpoint,
         stage.device,
         look,
-        accumulate=1 if effective is None else max(1, effective // config.batch_size),
+        accumulate=stage.recipe.accumulate(config.batch_size),
         teach=None if teach is None else teach(),
         describe=pass_name,
     )

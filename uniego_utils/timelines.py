@@ -5,7 +5,7 @@ video's segments is background. A row without label and times says that its vide
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +193,7 @@ def _timeline(path: Path, root: Path, video_id: str, rows: pd.DataFrame, shared:
 def _until(timeline: Timeline, end_s: float) -> Timeline:
     """The timeline cut at `end_s`, the video's end."""
     cut = tuple((start, min(end, end_s), label) for start, end, label in timeline.segments if start < end_s)
-    return Timeline(**{**vars(timeline), "end_s": end_s, "segments": cut})
+    return replace(timeline, end_s=end_s, segments=cut)
 
 
 def classes_of(timelines: Sequence[Timeline], order: Sequence[str] = ()) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def drawn(draw: Callable[[], None]) -> str:
         try:
             draw()
             plt.show()
-        except Exception:
+        except Exception:  # shown as a cell would show it; the controls live on
             traceback.print_exc()
             plt.close("all")
     parts = [f"<pre>{html.escape(text)}</pre>" for text in (seen.stdout, seen.stderr) if text]

@@ -6,7 +6,6 @@ folder an encoder, with a safetensors file a split.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from uniego_utils.runs import digest, finish_run, read_tensors, start_run, write
 from uniego_utils.timelines import Timeline, moments, timelines_digest
 from uniego_utils.training import autocast
 from uniego_utils.video import frame_indices, prepare, sample_times, shrink
+from uniego_utils.weights import state_digest
 
 BLOCK = 32  # windows looked at together; bounds the memory whatever a video's length
 
@@ -105,16 +105,6 @@ def _sound(features: Tensor, name: str, timeline: Timeline) -> Tensor:
     return features
 
 
-def weights_digest(encoder: nn.Module) -> str:
-    """SHA-256 of an encoder's weights and buffers."""
-    state = encoder.state_dict()
-    content = (
-        name.encode() + state[name].cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-        for name in sorted(state)
-    )
-    return digest(b"".join(content))
-
-
 def extract_windows(
     encoders: Mapping[str, nn.Module],
     timelines: Mapping[str, Sequence[Timeline]],
@@ -143,14 +133,19 @@ def extract_windows(
         ValueError: a folder of other weights, videos or settings; unusable features.
         VideoError: a video cannot be read.
     """
-    settings = {key: value for key, value in asdict(video).items() if key not in ("cache", "workers")}
-    shared = {"window_s": window_s, "stride_s": stride_s, "video": settings, "bf16": bf16, "view": "ego"}
+    shared = {
+        "window_s": window_s,
+        "stride_s": stride_s,
+        "video": video.decisive(),
+        "bf16": bf16,
+        "view": "ego",
+    }
     shared["videos"] = {split: timelines_digest(videos) for split, videos in timelines.items()}
     places = {name: Path(folder) / name.replace(":", "_") for name in encoders}
     todo = {
         name: encoder.to(device).eval()
         for name, encoder in encoders.items()
-        if not start_run(places[name], shared | {"weights": weights_digest(encoder)})
+        if not start_run(places[name], shared | {"weights": state_digest(encoder)})
     }
     work = [(split, entry) for split, videos in timelines.items() for entry in videos]
     for split, entry in tqdm(
