@@ -29,6 +29,7 @@ LATER = {  # after Level II; notebook: the one it needs, the seeds it is run for
     "05_retrieval": ("04_spd", SEEDS, 35),
     "07_cka": ("04_spd", SEEDS, 35),
     "08_gradient_conflict": ("04_spd", FEW, 30),
+    "09_proxy_selection": ("04_spd", FEW, 30),
     "11_loss_landscape": ("04_spd", FEW, 30),
 }
 if FULL:
