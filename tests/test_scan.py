@@ -1,4 +1,4 @@
-"""The selective scan: its definition, its gradients, whichever way it is cut, and at a cost linear in steps."""
+"""The selective scan: its definition and gradients, whichever way it is cut, at a cost linear in steps."""
 
 import time
 

@@ -101,6 +101,20 @@ class MergeConfig:
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    """A temporal head of notebook 06 and its training."""
+
+    epochs: int = 60
+    batch_size: int = 4  # videos
+    lr: float = 0.0005  # peak
+    weight_decay: float = 0.05
+    loss: str = "single"  # single: one label a moment, as Table 4 measures; multi: MS-TeMba's own loss
+    widths: tuple[int, ...] = (256, 384, 576)  # of MS-TeMba's scales; number k has dilation k
+    maps: int = 64  # channels of MS-TCN++
+    dropout: float = 0.5  # of MS-TCN++
+
+
+@dataclass(frozen=True)
 class Preset:
     """All numbers of one size of the experiment."""
 
@@ -117,6 +131,7 @@ class Preset:
     pose: Mapping[str, Any] = field(default_factory=dict)  # settings of the pose estimator, where one is used
     method: Mapping[str, Any] = field(default_factory=dict)  # overrides of the card's method
     untrimmed: Mapping[str, Any] = field(default_factory=dict)  # settings of generated untrimmed videos
+    segmentation: HeadConfig = HeadConfig()  # temporal heads
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 WIDE_CPU, WIDE_GPU = 2**15, 2**20  # numbers in a step that keep a device busy for longer than the call costs
-BLOCK = 2**24  # numbers of state that the backward pass holds at a time; 64 MiB
+BLOCK = 2**22  # numbers of state that the backward pass holds at a time; 16 MiB
 
 
 def sequential_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -91,15 +91,15 @@ class _Scan(torch.autograd.Function):
         whole = ctx.saved_tensors
         (written, delta, B, C), A, starts = _handed_on(whole[:4], *whole[4:])
         upper = _chunked(upper, written.shape[-3])
-        states = torch.stack(list(_states(written, delta, B, A, starts)), -3)  # (..., K, L, E, N)
+        states = [starts, *_states(written, delta, B, A, starts)]
         ends = _handed_back(upper, delta, C, A, handed)
-        on_written, on_delta, on_B = (torch.empty_like(tensor) for tensor in (written, delta, B))
-        on_C = (upper[..., None, :] @ states).squeeze(-2)
+        on_written, on_delta, on_B, on_C = (torch.empty_like(tensor) for tensor in (written, delta, B, C))
         on_A = torch.zeros_like(ends)
         for t, on_state, decay in _gradients(upper, delta, C, A, ends):
             on_written[..., t, :] = (on_state @ B[..., t, :, None]).squeeze(-1)
             on_B[..., t, :] = (written[..., t, None, :] @ on_state).squeeze(-2)
-            on_exponent = on_state * (states[..., t - 1, :, :] if t else starts) * decay
+            on_C[..., t, :] = (upper[..., t, None, :] @ states.pop()).squeeze(-2)
+            on_exponent = (on_state * decay).mul_(states[-1])
             on_delta[..., t, :] = (on_exponent * A).sum(-1)
             on_A.addcmul_(on_exponent, delta[..., t, :, None])
         on_start = (on_state * decay)[..., 0, :, :]
