@@ -43,8 +43,8 @@ def made():
     return features, labels
 
 
-def train(folder, made, head="ms_tcn", epochs=12, **inputs):
-    config = HeadConfig(epochs, batch_size=2, lr=0.005, widths=(8, 12, 16), maps=16)
+def train(folder, made, head="ms_tcn", epochs=15, **inputs):
+    config = HeadConfig(epochs, batch_size=1, lr=0.005, widths=(8, 12, 16), maps=16, dropout=0.1)
     return train_segmenter(folder, *made, CLASSES, head, config, 0, CPU, inputs)
 
 
