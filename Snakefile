@@ -19,6 +19,7 @@ WEIGHTS = "-p weights '{}'".format(config.get("weights") or "")  # a local folde
 
 CARD = [f"data_manifests/{DATASET}.yaml", *sorted(map(str, Path("data_manifests", "shared").glob("*.yaml")))]
 TEACHERS = list(load_card(DATASET).teachers)
+SEGMENTS = load_card(DATASET).segments
 
 DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
 COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
@@ -32,6 +33,8 @@ LATER = {  # after Level II; notebook: the one it needs, the seeds it is run for
     "09_proxy_selection": ("04_spd", FEW, 30),
     "11_loss_landscape": ("04_spd", FEW, 30),
 }
+if SEGMENTS:
+    LATER["06_segmentation"] = ("04_spd", FEW, 30)
 if FULL:
     LATER |= {
         "12_ablation": ("04_spd", SEEDS, 25),

@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 DATASET = "mocap"
 STUDIES = ("12_ablation", "13_reliability", "14_poor_teachers", "15_projection", "16_unlabelled")
-ANALYSES = ("07_cka", "08_gradient_conflict", "09_proxy_selection", "11_loss_landscape")
+ANALYSES = ("06_segmentation", "07_cka", "08_gradient_conflict", "09_proxy_selection", "11_loss_landscape")
 STUDENTS = ("02_proxy", "03_merging", "04_spd", *STUDIES)
 # Folders of a machine, not of this project; the lookbehind spares URLs and relative paths.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~}])(/(home|Users|root|tmp|var|mnt|opt|srv|work)/\w|[A-Z]:\\\\)")
