@@ -1,4 +1,4 @@
-"""From official formats to UNIEGO: small trees of real files for each dataset, notebooks 00 to 04.
+"""From official formats to UNIEGO: small trees of real files for each dataset, notebooks 00 to 04 and 06.
 
 All nine teachers are of the real classes and widths, one block deep, with random weights from a folder.
 """
@@ -26,6 +26,8 @@ BUILD = {
     "assembly101": trees.build_assembly,
     "egoexo4d": trees.build_egoexo4d,
 }
+
+LEVELS = {"assembly101": ("", "fine"), "egoexo4d": ("",)}  # of segments; "" for the card's
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,13 @@ def test_from_official_files_to_uniego(dataset, weights, tmp_path):
     assert 0 <= read_json(folder / "04_spd" / "seed0" / "uniego" / "metrics.json")["test_top1"] <= 100
     selection = pd.read_csv(folder / "04_spd" / "seed0" / "selection.csv")
     assert list(selection["clip_id"]) == list(manifests["train"]["clip_id"])
+
+    for level in LEVELS.get(dataset, ()):
+        run("06_segmentation", level=level, methods=["uniego"])
+        name = "seed0" if level == "" else f"seed0-level={level}"
+        scores = pd.read_csv(folder / "06_segmentation" / name / "segmentation.csv")
+        assert list(scores["head"]) == ["ms_temba"] * 2 + ["ms_tcn"] * 2
+        assert scores["accuracy"].between(0, 100).all()
 
 
 def test_a_folder_of_videos_is_a_dataset(weights, tmp_path):

@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from scipy import stats
 
 from uniego_utils.report import (
+    class_table,
     collect,
     collect_doses,
     common_seeds,
@@ -276,6 +277,31 @@ def test_the_papers_numbers_stand_beside_the_first_head_alone(tmp_path):
     table = metrics_table({0: tmp_path / "0.csv"}, paper, LABELS, {"edit": "Edit"}, 1)
     assert table["Head"].tolist() == ["ms_temba", "ms_tcn"] and table["edit"].tolist() == ["30.0", "20.0"]
     assert table["paper: assembly101 edit"].tolist() == ["19.4", ""]
+
+
+def test_classes_shares_stand_above_the_papers(tmp_path):
+    shares = {0: {"b": (0.1, 0.9), "a": (0.5, 0.5)}, 1: {"b": (0.3, 0.7), "a": (0.5, 0.5)}}
+    for seed, classes in shares.items():
+        rows = [
+            (split, name, proxy, rate if split == "train" else 1.0)
+            for split in ("train", "val")
+            for name, rates in classes.items()
+            for proxy, rate in zip(("none", "p"), rates, strict=True)
+        ]
+        table = pd.DataFrame(rows, columns=["split", "class", "proxy", "rate"])
+        table.to_csv(tmp_path / f"{seed}.csv", index=False)
+    published = [("other", "z", "p", 0.25), ("here", "a", "none", 0.2), ("here", "a", "p", 0.8)]
+    paper = pd.DataFrame(published, columns=["dataset", "class", "proxy", "rate"])
+    files = {seed: tmp_path / f"{seed}.csv" for seed in (0, 1, 2)}
+    table = class_table(files, paper, "here", {"none": "No proxy", "p": "P"})
+    sd = 100 * statistics.stdev([0.1, 0.3])
+    assert table.to_numpy().tolist() == [
+        ["here", "b", "ours", f"20 ± {sd:.0f}", f"80 ± {sd:.0f}"],
+        ["here", "a", "ours", "50 ± 0", "50 ± 0"],
+        ["here", "a", "paper", "20", "80"],
+        ["other", "z", "paper", "", "25"],
+    ]
+    assert set(class_table({}, paper, "here", {"none": "No proxy", "p": "P"})["Source"]) == {"paper"}
 
 
 def test_executed_notebooks_become_pages_that_the_report_links(tmp_path):

@@ -142,6 +142,37 @@ def metrics_table(
     return pd.DataFrame(cells)
 
 
+def class_table(
+    files: Mapping[int, Path], paper: pd.DataFrame, dataset: str, labels: Mapping[str, str]
+) -> pd.DataFrame:
+    """Tables 11 and 12: the share of a class's training clips that learn from each proxy, in percent.
+
+    Args:
+        files: seed -> notebook 09's `per_class.csv`, which need not be there.
+        paper: the paper's tables; columns dataset, class, proxy, rate.
+        dataset: ours; where the paper has it, its rows stand below ours.
+        labels: proxy -> its name, in the order of the columns; "none" first.
+
+    Returns:
+        Text cells, a row a class and source: first our dataset, mean and standard deviation over seeds.
+    """
+    tables = [pd.read_csv(path, keep_default_na=False) for path in files.values() if path.is_file()]
+    rows = []
+    if tables:
+        ours = pd.concat(table[table["split"] == "train"] for table in tables)
+        for (name, proxy), rates in ours.groupby(["class", "proxy"], sort=False)["rate"]:
+            cell = spread(100 * rates.mean(), 100 * rates.std(), 0)
+            rows.append((dataset, name, "ours", proxy, cell))
+    for *keys, proxy, rate in paper[["dataset", "class", "proxy", "rate"]].itertuples(index=False):
+        rows.append((*keys, "paper", proxy, f"{100 * rate:.0f}"))
+    table = pd.DataFrame(rows, columns=["Dataset", "Class", "Source", "proxy", "share"])
+    order = {key: place for place, key in enumerate(dict.fromkeys((row[0], row[1]) for row in rows))}
+    wide = table.pivot(index=["Dataset", "Class", "Source"], columns="proxy", values="share").fillna("")
+    wide = wide.reindex(columns=list(labels)).rename(columns=dict(labels)).reset_index()
+    keys = [order[pair] for pair in zip(wide["Dataset"], wide["Class"], strict=True)]
+    return wide.iloc[pd.Series(keys).sort_values(kind="stable").index].reset_index(drop=True)
+
+
 def spread(mean: float, sd: float, digits: int) -> str:
     """ "55.4 ± 1.1"; without the spread where there is none."""
     return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
