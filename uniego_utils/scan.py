@@ -8,7 +8,7 @@ Shapes: x, delta (..., T, E); A (..., E, N); B, C (..., T, N); D (..., E): T ste
 state a channel; leading dimensions of A and D may be left out or 1. Cost and memory are linear in T.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isqrt
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-WIDE_CPU, WIDE_GPU = 2**15, 2**20  # numbers in a step that keep a device busy for longer than the call costs
+WIDE_CPU, WIDE_GPU = 2**13, 2**20  # numbers in a step that keep a device busy for longer than the call costs
 BLOCK = 2**22  # numbers of state that the backward pass holds at a time; 16 MiB
 
 
@@ -80,7 +80,7 @@ class _Scan(torch.autograd.Function):
         steps = written.shape[-2]
         (written, delta, B, C), A, starts = _handed_on((written, delta, B, C), A, start)
         outputs = torch.empty_like(written)
-        for t, state in enumerate(_states(written, delta, B, A, starts)):
+        for t, (state, _) in enumerate(_states(written, delta, B, A, starts)):
             outputs[..., t, :] = (state @ C[..., t, :, None]).squeeze(-1)
         return _joined(outputs, steps), state[..., -1, :, :].clone()
 
@@ -91,39 +91,39 @@ class _Scan(torch.autograd.Function):
         whole = ctx.saved_tensors
         (written, delta, B, C), A, starts = _handed_on(whole[:4], *whole[4:])
         upper = _chunked(upper, written.shape[-3])
-        states = [starts, *_states(written, delta, B, A, starts)]
-        ends = _handed_back(upper, delta, C, A, handed)
+        states, decays = zip(*_states(written, delta, B, A, starts), strict=True)
+        ends = _handed_back(upper, delta, C, A, decays, handed)
         on_written, on_delta, on_B, on_C = (torch.empty_like(tensor) for tensor in (written, delta, B, C))
         on_A = torch.zeros_like(ends)
-        for t, on_state, decay in _gradients(upper, delta, C, A, ends):
+        for t, on_state, earlier in _gradients(upper, C, decays, ends):
             on_written[..., t, :] = (on_state @ B[..., t, :, None]).squeeze(-1)
             on_B[..., t, :] = (written[..., t, None, :] @ on_state).squeeze(-2)
-            on_C[..., t, :] = (upper[..., t, None, :] @ states.pop()).squeeze(-2)
-            on_exponent = (on_state * decay).mul_(states[-1])
+            on_C[..., t, :] = (upper[..., t, None, :] @ states[t]).squeeze(-2)
+            on_exponent = earlier * (states[t - 1] if t else starts)
             on_delta[..., t, :] = (on_exponent * A).sum(-1)
             on_A.addcmul_(on_exponent, delta[..., t, :, None])
-        on_start = (on_state * decay)[..., 0, :, :]
         joined = (_joined(part, whole[0].shape[-2]) for part in (on_written, on_delta, on_B, on_C))
-        return *joined, on_A.sum(-3).sum_to_size(whole[4].shape), on_start
+        return *joined, on_A.sum(-3).sum_to_size(whole[4].shape), earlier[..., 0, :, :]
 
 
-def _states(written: Tensor, delta: Tensor, B: Tensor, A: Tensor, state: Tensor) -> Iterator[Tensor]:
-    """h_t of every step, of all chunks; steps are the second last dimension of the inputs."""
+def _states(
+    written: Tensor, delta: Tensor, B: Tensor, A: Tensor, state: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """h_t and exp(delta_t A) of every step, of all chunks; steps are the inputs' second last dimension."""
     for t in range(delta.shape[-2]):
         decay = (delta[..., t, :, None] * A).exp_()
         state = torch.addcmul(written[..., t, :, None] * B[..., t, None, :], decay, state)
-        yield state
+        yield state, decay
 
 
 def _gradients(
-    upper: Tensor, delta: Tensor, C: Tensor, A: Tensor, later: Tensor
+    upper: Tensor, C: Tensor, decays: Sequence[Tensor], later: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """t, g_t and exp(delta_t A) of every step, backwards; `later` comes from the step after the last."""
-    for t in reversed(range(delta.shape[-2])):
+    """t, g_t and what of it reaches h_{t-1}, backwards; `later` is what reaches the last h from outside."""
+    for t in reversed(range(len(decays))):
         on_state = torch.addcmul(later, upper[..., t, :, None], C[..., t, None, :])
-        decay = (delta[..., t, :, None] * A).exp_()
-        yield t, on_state, decay
-        later = on_state * decay
+        later = on_state * decays[t]
+        yield t, on_state, later
 
 
 def _handed_on(
@@ -137,20 +137,22 @@ def _handed_on(
     A = A[..., None, :, :]
     starts = [start]
     if chunks > 1:
-        *_, own = _states(written, delta, B, A, torch.zeros_like(start)[..., None, :, :])
+        *_, (own, _) = _states(written, delta, B, A, torch.zeros_like(start)[..., None, :, :])
         reach = (delta.sum(-2)[..., None] * A).exp_()
         for chunk in range(chunks - 1):
             starts.append(torch.addcmul(own[..., chunk, :, :], reach[..., chunk, :, :], starts[-1]))
     return (written, delta, B, C), A, torch.stack(starts, -3)
 
 
-def _handed_back(upper: Tensor, delta: Tensor, C: Tensor, A: Tensor, handed: Tensor) -> Tensor:
+def _handed_back(
+    upper: Tensor, delta: Tensor, C: Tensor, A: Tensor, decays: Sequence[Tensor], handed: Tensor
+) -> Tensor:
     """The gradient (..., K, E, N) that each chunk gets from the one after it; the last one gets `handed`."""
     ends, chunks = [handed], delta.shape[-3]
     if chunks > 1:
         nothing = torch.zeros_like(handed)[..., None, :, :]
-        *_, (_, on_state, decay) = _gradients(upper, delta, C, A, nothing)
-        own, reach = on_state * decay, (delta.sum(-2)[..., None] * A).exp_()
+        *_, (_, _, own) = _gradients(upper, C, decays, nothing)
+        reach = (delta.sum(-2)[..., None] * A).exp_()
         for chunk in reversed(range(1, chunks)):
             ends.append(torch.addcmul(own[..., chunk, :, :], reach[..., chunk, :, :], ends[-1]))
     return torch.stack(ends[::-1], -3)
