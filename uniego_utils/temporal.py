@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from uniego_utils.manifests import HeadConfig
+from uniego_utils.manifests import HeadConfig, TrainConfig
 from uniego_utils.scan import selective_scan
 from uniego_utils.segmentation import segment_metrics
+from uniego_utils.training import learning_rate
 
 STATE, EXPAND, CONV = 16, 2, 4  # Mamba's usual numbers: of state a channel, channels a token's, taps
 AUXILIARY = 0.3  # weight of the losses of MS-TeMba's scales
@@ -272,13 +273,17 @@ def train_head(
         background: the class number that is no action.
 
     Returns:
-        The head of the best epoch, on `device`, in eval mode; a record an epoch: epoch, lr, loss, and the
+        The head of the best epoch, on `device`, in eval mode; a record an epoch: epoch, loss, and the
         metrics of `segment_metrics` on val.
 
     Raises:
         ValueError: no videos, features and labels that do not fit each other or are not usable, an unknown
             head or loss, val videos without an action, a loss that is not finite.
     """
+    if config.epochs < 1 or config.batch_size < 1:
+        raise ValueError(
+            f"a head needs epochs and videos a batch, not {config.epochs} and {config.batch_size}"
+        )
     _refuse_unusable(features, labels, classes, background, "train", None)
     _refuse_unusable(val_features, val_labels, classes, background, "val", features[0].shape[1])
     torch.manual_seed(seed)
@@ -286,15 +291,13 @@ def train_head(
     model.standardise(features)
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
-    batches = math.ceil(len(features) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, epochs=config.epochs, steps_per_epoch=batches, pct_start=0.1
-    )
+    schedule = TrainConfig(config.epochs, lr=config.lr, cosine=True, warmup_epochs=0.1 * config.epochs)
+    batches, step = math.ceil(len(features) / config.batch_size), 0
     order = torch.Generator().manual_seed(seed)
     history, best, kept = [], -1.0, {}
     for epoch in range(1, config.epochs + 1):
         model.train()
-        total, rate = 0.0, schedule.get_last_lr()[0]
+        total = 0.0
         for batch in torch.randperm(len(features), generator=order).split(config.batch_size):
             videos = [features[video].float() for video in batch]
             inputs, mask = _padded(videos)
@@ -302,14 +305,15 @@ def train_head(
             loss = model.loss(inputs.to(device), targets.to(device), mask.to(device))
             if not loss.isfinite():
                 raise ValueError(f"the loss of {head} is {loss.item()} in epoch {epoch}; lower its lr")
+            optimizer.param_groups[0]["lr"] = learning_rate(schedule, step, batches)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
+            step += 1
             total += loss.item() * len(batch)
         scores = segment_metrics(predict_head(model, val_features), val_labels, background)
-        history.append({"epoch": epoch, "lr": rate, "loss": total / len(features)} | scores)
+        history.append({"epoch": epoch, "loss": total / len(features)} | scores)
         if (mean := sum(scores.values()) / len(scores)) > best:
             best, kept = mean, {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(kept)
