@@ -127,7 +127,8 @@ class MSTeMba(nn.Module):
             apart.append(disagreement)
         fused, _ = self.fused(together, mask)
         logits.append(self.heads[-1](self.final_norm(fused))[:, :steps])
-        return logits, torch.stack(apart).mean()
+        several = apart[1:]  # the first scale has one block, which agrees with itself
+        return logits, torch.stack(several).mean() if several else features.new_zeros(())
 
 
 class Dilated(nn.Module):
