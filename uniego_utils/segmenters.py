@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from uniego_utils.manifests import HeadConfig
 from uniego_utils.runs import (
-    digest,
     finish_run,
     read_notes,
     read_tensors,
@@ -29,6 +28,7 @@ from uniego_utils.students import load_student
 from uniego_utils.temporal import predict_head, train_head
 from uniego_utils.timelines import BACKGROUND, Timeline, moments
 from uniego_utils.training import write_history
+from uniego_utils.weights import state_digest
 
 LOOKED_AT = ("val", "test")  # splits that are predicted
 Labels = Mapping[str, Mapping[str, Tensor]]  # split -> video_id -> class numbers (steps,)
@@ -104,16 +104,16 @@ def train_segmenter(
             if found is None or len(found) != len(numbers):
                 steps = "no" if found is None else len(found)
                 raise ValueError(f"{split}: video {video} has {len(numbers)} labels and {steps} features")
-    content = {
-        split: digest(b"".join(own[v].numpy().tobytes() for v in own)) for split, own in labels.items()
-    }
     told = {
         "head": head,
         "config": asdict(config),
         "seed": seed,
         "classes": list(classes),
-        "labels": content,
-        "features": {split: _content(features[split][video] for video in labels[split]) for split in labels},
+        "labels": {split: state_digest(own) for split, own in labels.items()},
+        "features": {
+            split: state_digest({video: features[split][video] for video in own})
+            for split, own in labels.items()
+        },
         **inputs,
     }
     if not start_run(folder, told):
@@ -132,11 +132,6 @@ def train_segmenter(
         write_tensors(folder / "predictions.safetensors", predicted, {"classes": json.dumps(list(classes))})
         finish_run(folder, _scores(predicted, labels, background))
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-
-
-def _content(tensors: Sequence[Tensor]) -> str:
-    """Digest of features, in order."""
-    return digest(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors))
 
 
 def _scores(predicted: Mapping[str, Tensor], labels: Labels, background: int) -> dict[str, float]:
