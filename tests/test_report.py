@@ -17,6 +17,7 @@ from uniego_utils.report import (
     collect_doses,
     common_seeds,
     finished_only,
+    gains_table,
     interval,
     mean_tables,
     metrics_table,
@@ -269,14 +270,36 @@ def test_metrics_stand_beside_the_papers(tmp_path):
 
 
 def test_the_papers_numbers_stand_beside_the_first_head_alone(tmp_path):
-    ours = [("uniego", "ms_temba", 30.0), ("uniego", "ms_tcn", 20.0)]
-    pd.DataFrame(ours, columns=["method", "head", "edit"]).to_csv(tmp_path / "0.csv", index=False)
+    ours = [("uniego", "ms_temba", "val", 90.0), ("uniego", "ms_temba", "test", 30.0)]
+    ours.append(("uniego", "ms_tcn", "test", 20.0))
+    pd.DataFrame(ours, columns=["method", "head", "split", "edit"]).to_csv(tmp_path / "0.csv", index=False)
     paper = pd.DataFrame(
         [("assembly101", "uniego", "Edit", 19.4)], columns=["dataset", "method", "metric", "value"]
     )
     table = metrics_table({0: tmp_path / "0.csv"}, paper, LABELS, {"edit": "Edit"}, 1)
     assert table["Head"].tolist() == ["ms_temba", "ms_tcn"] and table["edit"].tolist() == ["30.0", "20.0"]
     assert table["paper: assembly101 edit"].tolist() == ["19.4", ""]
+
+
+def test_gains_are_paired_by_seed_head_by_head(tmp_path):
+    edits = {
+        0: (30.0, 24.0, 20.0),
+        1: (33.0, 29.0, 26.0),
+    }  # UNIEGO, baseline, baseline with head b
+    for seed, (ours, none, rival) in edits.items():
+        rows = [("none", "a", "test", none), ("uniego", "a", "test", ours), ("uniego", "a", "val", 99.0)]
+        rows += [("none", "b", "test", rival), ("uniego", "b", "test", rival + 1)]
+        table = pd.DataFrame(rows, columns=["method", "head", "split", "edit"])
+        table.to_csv(tmp_path / f"{seed}.csv", index=False)
+    files = {seed: tmp_path / f"{seed}.csv" for seed in (0, 1, 2)}
+    found = gains_table(files, LABELS, ["edit"], 1).to_dict("records")
+    half = stats.t.ppf(0.975, 1) * statistics.stdev([6, 4]) / 2**0.5
+    expected = f"+5.0 [{5 - half:+.1f}, {5 + half:+.1f}]"
+    assert found[0] == {"UNIEGO minus": "Ego baseline", "Head": "a", "edit": expected}
+    assert found[1] == {"UNIEGO minus": "Ego baseline", "Head": "b", "edit": "+1.0 [+1.0, +1.0]"}
+    one = gains_table({0: files[0]}, LABELS, ["edit"], 1)
+    assert one["edit"].tolist() == ["+6.0", "+1.0"]
+    assert gains_table({5: files[2]}, LABELS, ["edit"], 1).empty
 
 
 def test_classes_shares_stand_above_the_papers(tmp_path):

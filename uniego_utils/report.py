@@ -108,7 +108,8 @@ def metrics_table(
 
     Args:
         files: seed -> a notebook's table, which need not be there; columns `method`, the metrics and, where
-            each method has several, `head`: the paper's numbers then stand beside the first head's.
+            each method has several, `head`: the paper's numbers then stand beside the first head's; with a
+            column `split` the test split's rows count.
         paper: the paper's table; columns dataset, method, metric, value.
         labels: method -> its name.
         metrics: the columns to show -> what the paper calls them.
@@ -117,10 +118,9 @@ def metrics_table(
     Returns:
         Text cells; no rows where no file is there.
     """
-    tables = [pd.read_csv(path, keep_default_na=False) for path in files.values() if path.is_file()]
-    if not tables:
-        return pd.DataFrame()
-    ours = pd.concat(tables)
+    ours = _test_rows(files)
+    if ours.empty:
+        return ours
     by = [name for name in ("method", "head") if name in ours]
     grouped = ours.groupby(by, sort=False)[list(metrics)]
     mean, sd = grouped.mean(), grouped.std()
@@ -140,6 +140,44 @@ def metrics_table(
                     for method, shown in zip(keys["method"], first, strict=True)
                 ]
     return pd.DataFrame(cells)
+
+
+def gains_table(
+    files: Mapping[int, Path],
+    labels: Mapping[str, str],
+    metrics: Iterable[str],
+    digits: int,
+    of: str = "uniego",
+) -> pd.DataFrame:
+    """`of` minus every other method of `metrics_table`, paired by seed: mean and 95 % interval, per head.
+
+    Returns:
+        Text cells; no rows where no file has `of`.
+    """
+    ours = _test_rows(files)
+    if ours.empty or of not in set(ours["method"]):
+        return pd.DataFrame()
+    parts = []
+    for head, own in ours.groupby("head", sort=False) if "head" in ours else [(None, ours)]:
+        gains = {metric: paired_differences(own, of, metric).set_index("method") for metric in metrics}
+        methods = [method for method in dict.fromkeys(own["method"]) if method != of]
+        cells = {f"{labels[of]} minus": [labels[method] for method in methods]}
+        cells |= {} if head is None else {"Head": head}
+        for metric, table in gains.items():
+            cells[metric] = [gain(table.loc[method], digits) for method in methods]
+        parts.append(pd.DataFrame(cells))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _test_rows(files: Mapping[int, Path]) -> pd.DataFrame:
+    """The tables that are there, with their seeds; of those with a column `split` the test split's rows."""
+    tables = [
+        pd.read_csv(path, keep_default_na=False).assign(seed=seed)
+        for seed, path in files.items()
+        if path.is_file()
+    ]
+    rows = pd.concat(tables or [pd.DataFrame()])
+    return rows[rows["split"] == "test"] if "split" in rows else rows
 
 
 def class_table(
@@ -170,12 +208,20 @@ def class_table(
     wide = table.pivot(index=["Dataset", "Class", "Source"], columns="proxy", values="share").fillna("")
     wide = wide.reindex(columns=list(labels)).rename(columns=dict(labels)).reset_index()
     keys = [order[pair] for pair in zip(wide["Dataset"], wide["Class"], strict=True)]
-    return wide.iloc[pd.Series(keys).sort_values(kind="stable").index].reset_index(drop=True)
+    ordered = wide.iloc[pd.Series(keys).sort_values(kind="stable").index]
+    return ordered.reset_index(drop=True).rename_axis(columns=None)
 
 
 def spread(mean: float, sd: float, digits: int) -> str:
     """ "55.4 ± 1.1"; without the spread where there is none."""
     return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
+
+
+def gain(difference: pd.Series, digits: int) -> str:
+    """ "+1.3 [+0.5, +2.1]" of a row of `paired_differences`; without the interval where there is none."""
+    low, high = difference["low"], difference["high"]
+    limits = "" if pd.isna(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{difference['mean']:+.{digits}f}{limits}"
 
 
 def mean_tables(paths: Mapping[int, Path]) -> pd.DataFrame:
@@ -254,11 +300,7 @@ def results_table(scores: pd.DataFrame, labels: Mapping[str, str], of: str = "un
     nll = paired_differences(scores, of, "test_nll").set_index("method")
 
     def difference(table: pd.DataFrame, method: str, digits: int) -> str:
-        if method == of:
-            return ""
-        row = table.loc[method]
-        limits = "" if pd.isna(row.low) else f" [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
-        return f"{row['mean']:+.{digits}f}{limits}"
+        return "" if method == of else gain(table.loc[method], digits)
 
     return pd.DataFrame(
         {
