@@ -15,6 +15,7 @@ BROWSER_OUTPUTS ?=
 SCREENSHOTS ?= outputs/browser
 
 BIN := .venv/bin
+LONGEST := tests/test_notebooks.py
 empty :=
 comma := ,
 SEED_LIST = [$(subst $(empty) $(empty),$(comma),$(strip $(SEEDS)))]
@@ -45,8 +46,10 @@ study: SEEDS = $(STUDY_SEEDS)
 study: FULL = true
 study: demo
 
+# The longest file comes first, in a process of its own, the others beside it.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 # Not a part of `make test`: it needs a browser.
 browser: .venv/browser
