@@ -111,7 +111,7 @@ def run_in(outputs: Path, name: str, **parameters: object) -> Path:
     seed = {} if "seeds" in parameters else {"seed": 0}
     out = outputs / DATASET / "notebooks" / f"{name}.ipynb"
     notebook = PROJECT / "notebooks" / f"{name}.ipynb"
-    return run_notebook(notebook, out, {**common, **seed, **parameters}, threads=2, timeout=600)
+    return run_notebook(notebook, out, {**common, **seed, **parameters}, threads=1, timeout=600)
 
 
 def test_pipeline(outputs):

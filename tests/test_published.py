@@ -70,7 +70,7 @@ def test_from_official_files_to_uniego(dataset, weights, tmp_path):
 
     def run(name: str, **parameters: object) -> None:
         notebook = PROJECT / "notebooks" / f"{name}.ipynb"
-        run_notebook(notebook, tmp_path / f"{name}.ipynb", {**common, **parameters}, threads=2, timeout=600)
+        run_notebook(notebook, tmp_path / f"{name}.ipynb", {**common, **parameters}, threads=1, timeout=600)
 
     run("00_data", weights=str(weights), **given)
     folder = outputs / dataset
@@ -111,7 +111,7 @@ def test_a_folder_of_videos_is_a_dataset(weights, tmp_path):
     parameters = {"outputs": str(outputs), "data_root": str(root), "interactive": False}
     notebook = PROJECT / "notebooks" / "00_data.ipynb"
     given = {"dataset": "own_videos", "preset": "smoke", "weights": str(weights), **parameters}
-    run_notebook(notebook, tmp_path / "00.ipynb", given, threads=2, timeout=600)
+    run_notebook(notebook, tmp_path / "00.ipynb", given, threads=1, timeout=600)
     data = outputs / "own_videos" / "00_data"
     manifests = {split: pd.read_csv(data / f"{split}.csv") for split in ("train", "val", "test")}
     assert sum(map(len, manifests.values())) == 36
@@ -133,7 +133,7 @@ def test_too_many_unusable_clips_end_notebook_00_with_counts_and_names(weights, 
     given = {"dataset": "egoexo4d", "preset": "smoke", "weights": str(weights), **parameters}
     notebook = PROJECT / "notebooks" / "00_data.ipynb"
     with pytest.raises(NotebookFailed, match="(?s)6 of 36 clips cannot be used.*allow_missing=0.167"):
-        run_notebook(notebook, tmp_path / "00.ipynb", given, threads=2, timeout=600)
+        run_notebook(notebook, tmp_path / "00.ipynb", given, threads=1, timeout=600)
     missing = pd.read_csv(tmp_path / "outputs" / "egoexo4d" / "00_data" / "missing.csv")
     assert missing["reason"].str.contains("empty file|truncated").sum() == 6
-    run_notebook(notebook, tmp_path / "00.ipynb", {**given, "allow_missing": 0.2}, threads=2, timeout=600)
+    run_notebook(notebook, tmp_path / "00.ipynb", {**given, "allow_missing": 0.2}, threads=1, timeout=600)
