@@ -293,17 +293,20 @@ def plot_curves(histories: Mapping[str, list[dict]], labels: Mapping[str, str], 
     return figure
 
 
-def plot_alpha(alpha: Mapping[str, float], labels: Mapping[str, str], title: str) -> Axes:
-    """Merging coefficients as bars; a line marks the plain average."""
+def plot_alpha(
+    alpha: Mapping[str, float],
+    labels: Mapping[str, str],
+    title: str,
+    axis: str = "merging coefficient (dotted: plain average)",
+) -> Axes:
+    """Merging coefficients, or other shares of proxies, as bars; a line marks equal ones."""
     _, ax = plt.subplots(figsize=(7, 0.36 * len(alpha) + 1.1), layout="constrained")
     bars = ax.barh(
         [labels[key] for key in alpha], list(alpha.values()), color=[colour_of(key) for key in alpha]
     )
     ax.bar_label(bars, fmt="%.3f", padding=3)
     ax.axvline(1 / len(alpha), color="k", ls=":", lw=1)
-    ax.set(
-        xlim=(0, 1.2 * max(alpha.values())), xlabel="merging coefficient (dotted: plain average)", title=title
-    )
+    ax.set(xlim=(0, 1.2 * max(alpha.values())), xlabel=axis, title=title)
     ax.invert_yaxis()
     return ax
 
