@@ -18,8 +18,8 @@ USABLE = "-p allow_missing {} -p skeletons '{}'".format(
 WEIGHTS = "-p weights '{}'".format(config.get("weights") or "")  # a local folder of pretrained weights
 
 CARD = [f"data_manifests/{DATASET}.yaml", *sorted(map(str, Path("data_manifests", "shared").glob("*.yaml")))]
-TEACHERS = list(load_card(DATASET).teachers)
-SEGMENTS = load_card(DATASET).segments
+CONTENT = load_card(DATASET)
+TEACHERS = list(CONTENT.teachers)
 
 DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
 COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
@@ -33,7 +33,7 @@ LATER = {  # after Level II; notebook: the one it needs, the seeds it is run for
     "09_proxy_selection": ("04_spd", FEW, 30),
     "11_loss_landscape": ("04_spd", FEW, 30),
 }
-if SEGMENTS:
+if CONTENT.segments:
     LATER["06_segmentation"] = ("04_spd", FEW, 30)
 if FULL:
     LATER |= {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from uniego_utils.manifests import HeadConfig
 from uniego_utils.runs import (
     finish_run,
+    read_json,
     read_notes,
     read_tensors,
     require_finished,
@@ -131,7 +132,7 @@ def train_segmenter(
         write_tensors(folder / "model.safetensors", model.state_dict())
         write_tensors(folder / "predictions.safetensors", predicted, {"classes": json.dumps(list(classes))})
         finish_run(folder, _scores(predicted, labels, background))
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(folder / "metrics.json")
 
 
 def _scores(predicted: Mapping[str, Tensor], labels: Labels, background: int) -> dict[str, float]:

@@ -171,13 +171,14 @@ class MSTCN(nn.Module):
     def forward(self, features: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
         """See the module. The term is zero."""
         mask = mask[:, None].to(features.dtype)
-        x, logits = features.transpose(1, 2) * mask, []
+        x, logits = features.transpose(1, 2), []
         for embed, layers, output in zip(self.inputs, self.layers, self.outputs, strict=True):
             x = embed(x) * mask
             for layer in layers:
                 x = layer(x, mask)
-            logits.append(output(x).transpose(1, 2))
-            x = output(x).softmax(1) * mask
+            labelled = output(x)
+            logits.append(labelled.transpose(1, 2))
+            x = labelled.softmax(1)
         return logits, features.new_zeros(())
 
 
@@ -211,7 +212,7 @@ class TemporalHead(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
         """features (V, T, D), mask (V, T) -> see the module."""
-        return self.head((features - self.mean) / self.spread * mask[..., None], mask)
+        return self.head((features - self.mean) / self.spread, mask)
 
     def loss(self, features: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """The scalar to minimise, over outputs; labels (V, T) of class numbers, any outside of mask."""
