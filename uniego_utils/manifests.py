@@ -113,6 +113,14 @@ class HeadConfig:
     maps: int = 64  # channels of MS-TCN++
     dropout: float = 0.5  # of MS-TCN++
 
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"a head needs epochs and videos a batch, not {self.epochs} and {self.batch_size}"
+            )
+        if self.loss not in ("single", "multi"):
+            raise ValueError(f"unknown loss {self.loss!r}; choose single or multi")
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -197,8 +197,6 @@ class TemporalHead(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"unknown temporal head {head!r}; choose one of {', '.join(HEADS)}")
-        if config.loss not in ("single", "multi"):
-            raise ValueError(f"unknown loss {config.loss!r}; choose single or multi")
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
         self.head = HEADS[head](inputs, classes, config)
@@ -280,12 +278,8 @@ def train_head(
 
     Raises:
         ValueError: no videos, features and labels that do not fit each other or are not usable, an unknown
-            head or loss, val videos without an action, a loss that is not finite.
+            head, val videos without an action, a loss that is not finite.
     """
-    if config.epochs < 1 or config.batch_size < 1:
-        raise ValueError(
-            f"a head needs epochs and videos a batch, not {config.epochs} and {config.batch_size}"
-        )
     _refuse_unusable(features, labels, classes, background, "train", None)
     _refuse_unusable(val_features, val_labels, classes, background, "val", features[0].shape[1])
     torch.manual_seed(seed)
