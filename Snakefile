@@ -3,8 +3,8 @@
 # only what stands there is noticed when it changes.
 import sys
 
-from uniego_utils.manifests import load_card
-from uniego_utils.runner import sources_of, visible_gpus
+from uniego_utils.cards import load_card
+from uniego_utils.pipeline.runner import sources_of, visible_gpus
 
 DATASET = config.get("dataset", "mocap")
 PRESET = config.get("preset") or ""  # the card's first
@@ -44,7 +44,7 @@ if FULL:
         "16_unlabelled": ("04_spd", SEEDS, 20),
     }
 RUN = (
-    f"exec {sys.executable} -m uniego_utils.runner run {{input.notebook}} {{output}} {{params}}"
+    f"exec {sys.executable} -m uniego_utils.pipeline.runner run {{input.notebook}} {{output}} {{params}}"
     " --threads {threads} --gpus {resources.gpu}"
 )
 

@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from uniego_utils.backbones.timesformer import SIZES, TimeSformer
-from uniego_utils.checkpoints import export_student, import_student, main, read_official, write_official
-from uniego_utils.manifests import CARDS, PROJECT, from_mapping, load_card
-from uniego_utils.mocap import MocapSettings, build
+from uniego_utils.cards import CARDS, PROJECT, from_mapping, load_card
+from uniego_utils.data.video import loader
+from uniego_utils.experiment import Experiment
+from uniego_utils.mocap.clips import MocapSettings, build
 from uniego_utils.objectives import Classification, TeacherDistillation
+from uniego_utils.official import export_student, import_student, main, read_official, write_official
 from uniego_utils.recipes import PAPER, RECIPES
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors, start_run
-from uniego_utils.stage import Stage
 from uniego_utils.students import SPLITS, finish_student, load_outputs
 from uniego_utils.training import Learner, read_history
-from uniego_utils.video import loader
 
 WIDTH, HEADS = 32, 2
 PATCHES = dict(width=WIDTH, depth=2, heads=HEADS)  # a small TimeSformer of the paper's kind
@@ -354,38 +354,38 @@ def rendered(tmp_path_factory):
 
 
 @pytest.fixture
-def stage(rendered, monkeypatch):
-    """A stage whose students have two frames and the paper's patches."""
+def experiment(rendered, monkeypatch):
+    """An experiment whose students have two frames and the paper's patches."""
     monkeypatch.setitem(SIZES, "tiny", PATCHES)
     card = load_card("mocap")
     preset = card.preset("smoke")
     preset = replace(preset, video=replace(preset.video, num_frames=2))
     outputs = rendered / "mocap"
     root = outputs / "00_data"
-    return Stage(card, preset, card.method, PAPER, "paper", 0, root, outputs, torch.device("cpu"), False)
+    return Experiment(card, preset, card.method, PAPER, "paper", 0, root, outputs, torch.device("cpu"), False)
 
 
-def checkpoint(path: Path, stage: Stage, change: dict | None = None) -> tuple[Path, dict]:
-    """An official file that fits the stage, and its state."""
-    state = official_state(random_timesformer(len(stage.card.classes))) | (change or {})
+def checkpoint(path: Path, experiment: Experiment, change: dict | None = None) -> tuple[Path, dict]:
+    """An official file that fits the experiment, and its state."""
+    state = official_state(random_timesformer(len(experiment.card.classes))) | (change or {})
     return save(path, {name: value for name, value in state.items() if value is not None}), state
 
 
-def student(stage: Stage, folder: Path, objective: nn.Module, **config) -> Path:
+def student(experiment: Experiment, folder: Path, objective: nn.Module, **config) -> Path:
     """A finished run folder of random weights, as training leaves it."""
-    model = random_timesformer(len(stage.card.classes), seed=3)
-    start_run(folder, {"backbone": [stage.preset.backbone, stage.preset.size], **config})
+    model = random_timesformer(len(experiment.card.classes), seed=3)
+    start_run(folder, {"backbone": [experiment.preset.backbone, experiment.preset.size], **config})
     finish_student(
-        folder, Learner(model, objective), {"val": stage.clips("val", progress=False)}, stage.device
+        folder, Learner(model, objective), {"val": experiment.clips("val", progress=False)}, experiment.device
     )
     return folder
 
 
 @torch.no_grad()
-def test_an_imported_checkpoint_is_a_student_like_any_other(stage, tmp_path, capsys):
-    path, state = checkpoint(tmp_path / "released.pyth", stage)
+def test_an_imported_checkpoint_is_a_student_like_any_other(experiment, tmp_path, capsys):
+    path, state = checkpoint(tmp_path / "released.pyth", experiment)
     folder = tmp_path / "imported"
-    metrics = import_student(stage, path, folder)
+    metrics = import_student(experiment, path, folder)
     assert (
         is_finished(folder) and read_history(folder) == [] and read_json(folder / "metrics.json") == metrics
     )
@@ -394,7 +394,7 @@ def test_an_imported_checkpoint_is_a_student_like_any_other(stage, tmp_path, cap
     assert same(read_tensors(folder / "model.safetensors"), read_official(path)[0])
     assert not (folder / "objective.safetensors").exists()
     for split in SPLITS:
-        clips = stage.clips(split, progress=False)
+        clips = experiment.clips(split, progress=False)
         batches = torch.cat([batch["clips"] for batch in loader(clips, 8)])
         expected = dict(zip(("features", "logits"), official_forward(state, batches), strict=True))
         outputs = load_outputs(folder, split, "")
@@ -404,36 +404,38 @@ def test_an_imported_checkpoint_is_a_student_like_any_other(stage, tmp_path, cap
 
     written = (folder / "outputs.safetensors").stat().st_mtime_ns
     path = path.rename(tmp_path / "elsewhere.pyth")  # its content decides, not its name
-    assert import_student(stage, path, folder) == metrics and "reused" in capsys.readouterr().out
+    assert import_student(experiment, path, folder) == metrics and "reused" in capsys.readouterr().out
     assert (folder / "outputs.safetensors").stat().st_mtime_ns == written
-    other, _ = checkpoint(tmp_path / "other.pyth", stage, {"model.norm.bias": torch.zeros(WIDTH)})
+    other, _ = checkpoint(tmp_path / "other.pyth", experiment, {"model.norm.bias": torch.zeros(WIDTH)})
     with pytest.raises(ValueError, match="(?s)another configuration.*checkpoint"):
-        import_student(stage, other, folder)
+        import_student(experiment, other, folder)
 
 
 @pytest.mark.parametrize(
     "beside", [{}, projection(), {f"{t}.{k}": v for t in "ab" for k, v in projection().items()}]
 )
-def test_import_and_export_give_the_file_back(stage, tmp_path, beside):
-    weights = random_timesformer(len(stage.card.classes)).state_dict()
+def test_import_and_export_give_the_file_back(experiment, tmp_path, beside):
+    weights = random_timesformer(len(experiment.card.classes)).state_dict()
     write_official(tmp_path / "a.pyth", weights, beside)
-    import_student(stage, tmp_path / "a.pyth", tmp_path / "imported")
+    import_student(experiment, tmp_path / "a.pyth", tmp_path / "imported")
     export_student(tmp_path / "imported", tmp_path / "b.pyth")
     assert digest(tmp_path / "b.pyth") == digest(tmp_path / "a.pyth")
 
 
-def test_projections_of_students_go_where_the_release_has_them(stage, tmp_path, capsys):
+def test_projections_of_students_go_where_the_release_has_them(experiment, tmp_path, capsys):
     targets = {"exo_skl": seeded(4, 24), "ego_dino": seeded(4, 9, seed=1)}
 
     def exported(name: str, objective: nn.Module, **config) -> dict:
-        folder = student(stage, tmp_path / name, objective, **config)
+        folder = student(experiment, tmp_path / name, objective, **config)
         export_student(folder, tmp_path / f"{name}.pyth")
         weights, beside = read_official(tmp_path / f"{name}.pyth")
         assert same(weights, read_tensors(folder / "model.safetensors"))
         return beside
 
     def distil(keys, recipe: str) -> TeacherDistillation:
-        return TeacherDistillation({key: targets[key] for key in keys}, WIDTH, stage.method, RECIPES[recipe])
+        return TeacherDistillation(
+            {key: targets[key] for key in keys}, WIDTH, experiment.method, RECIPES[recipe]
+        )
 
     one, several = distil(["exo_skl"], "released"), distil(targets, "released")
     assert same(exported("one", one, recipe="released"), one.project["exo_skl"].state_dict())
@@ -449,8 +451,8 @@ def test_projections_of_students_go_where_the_release_has_them(stage, tmp_path, 
     assert "left out adaptor.bias" in capsys.readouterr().out
 
 
-def test_a_size_that_the_official_code_would_skip_is_told(stage, tmp_path, capsys):
-    export_student(student(stage, tmp_path / "small", Classification()), tmp_path / "a.pyth")
+def test_a_size_that_the_official_code_would_skip_is_told(experiment, tmp_path, capsys):
+    export_student(student(experiment, tmp_path / "small", Classification()), tmp_path / "a.pyth")
     assert "no B/16" in capsys.readouterr().out
 
 
@@ -467,16 +469,16 @@ def test_a_size_that_the_official_code_would_skip_is_told(stage, tmp_path, capsy
         ({"model.norm.bias": torch.full((WIDTH,), torch.nan)}, r"model\.norm\.bias has values"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_leaves_no_folder(stage, tmp_path, change, message):
-    path, _ = checkpoint(tmp_path / "a.pyth", stage, change)
+def test_a_checkpoint_that_does_not_fit_leaves_no_folder(experiment, tmp_path, change, message):
+    path, _ = checkpoint(tmp_path / "a.pyth", experiment, change)
     with pytest.raises(ValueError, match=rf"a\.pyth.*{message}"):
-        import_student(stage, path, tmp_path / "imported")
+        import_student(experiment, path, tmp_path / "imported")
     assert not (tmp_path / "imported").exists()
 
 
-def test_other_backbones_are_refused_by_name(stage, tmp_path):
-    path, _ = checkpoint(tmp_path / "a.pyth", stage)
-    other = replace(stage, preset=replace(stage.preset, backbone="uniformer"))
+def test_other_backbones_are_refused_by_name(experiment, tmp_path):
+    path, _ = checkpoint(tmp_path / "a.pyth", experiment)
+    other = replace(experiment, preset=replace(experiment.preset, backbone="uniformer"))
     with pytest.raises(ValueError, match="mocap: the backbone uniformer has no official layout"):
         import_student(other, path, tmp_path / "imported")
     folder = student(other, tmp_path / "student", Classification())

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from uniego_utils.claims import (
+from uniego_utils.cards import load_card
+from uniego_utils.report.claims import (
     DATASETS,
     FAILS,
     GRAVITY,
@@ -35,7 +36,6 @@ from uniego_utils.claims import (
     paper_top1,
     pick_starts,
 )
-from uniego_utils.manifests import load_card
 
 EEF, A101, EE4D = DATASETS
 PROXIES = list(load_card(EEF).teachers)

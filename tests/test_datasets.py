@@ -10,11 +10,11 @@ import pytest
 import torch
 import trees
 
-from uniego_utils.datasets import BUILDERS, assembly101, egoexo4d, egoexo_fitness, folder, write_manifests
-from uniego_utils.datasets.annotated import split_off
-from uniego_utils.manifests import Card, MethodCard, TeacherCard, load_card, load_manifest
+from uniego_utils.cards import Card, MethodCard, TeacherCard, load_card, load_manifest
+from uniego_utils.data.annotated import split_off
+from uniego_utils.data.usable import BUILDERS, assembly101, egoexo4d, egoexo_fitness, folder, write_manifests
+from uniego_utils.data.video import open_clip
 from uniego_utils.runs import read_json, read_tensors, write_tensors
-from uniego_utils.video import open_clip
 
 TREES = {
     "egoexo_fitness": trees.build_fitness,

@@ -8,13 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from uniego_utils import extraction, teachers
-from uniego_utils.extraction import classify_clips, extract, join_shards, missing_shards, prepare_teacher
-from uniego_utils.manifests import Card, Manifest, from_mapping, load_card, load_manifest
+from uniego_utils import teachers
+from uniego_utils.cards import Card, Manifest, from_mapping, load_card, load_manifest
+from uniego_utils.data.video import VideoError
+from uniego_utils.experiment import Experiment
 from uniego_utils.recipes import PAPER
 from uniego_utils.runs import read_notes, read_tensors
-from uniego_utils.stage import Stage
-from uniego_utils.video import VideoError
+from uniego_utils.teachers import extraction
+from uniego_utils.teachers.extraction import (
+    classify_clips,
+    extract,
+    join_shards,
+    missing_shards,
+    prepare_teacher,
+)
 
 TRAIN = {"epochs": 1, "batch_size": 8, "optimizer": "adamw", "lr": 0.001}
 CLIPS = {"train": 22, "val": 8}
@@ -61,22 +68,22 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture
-def stage(card, clips, tmp_path) -> Stage:
-    stage = Stage(
+def experiment(card, clips, tmp_path) -> Experiment:
+    experiment = Experiment(
         card, card.preset(), card.method, PAPER, "paper", 0, clips, tmp_path, torch.device("cpu"), False
     )
-    stage.data.mkdir()
+    experiment.data.mkdir()
     for split in CLIPS:
-        (stage.data / f"{split}.csv").write_bytes((clips / f"{split}.csv").read_bytes())
-    return stage
+        (experiment.data / f"{split}.csv").write_bytes((clips / f"{split}.csv").read_bytes())
+    return experiment
 
 
 @pytest.fixture
-def fitted(stage):
+def fitted(experiment):
     """A job, its model and the train manifest."""
-    manifest = stage.manifest("train")
-    job = teachers.plan("ego_rgb", stage.card, stage.preset, progress=False)
-    return job, teachers.fit_teacher(job, manifest, stage.outputs / "run" / "model"), manifest
+    manifest = experiment.manifest("train")
+    job = teachers.plan("ego_rgb", experiment.card, experiment.preset, progress=False)
+    return job, teachers.fit_teacher(job, manifest, experiment.outputs / "run" / "model"), manifest
 
 
 CPU = [torch.device("cpu")]
@@ -105,10 +112,10 @@ def test_shards_add_up_to_all_features_in_order(fitted, tmp_path, shard):
     assert missing_shards(tmp_path, manifest, shard) == []
 
 
-def test_two_devices_share_the_shards(fitted, stage):
+def test_two_devices_share_the_shards(fitted, experiment):
     job, model, manifest = fitted
-    extract(job, model, manifest, stage.outputs / "run", CPU * 2, 5)
-    features = join_shards(job, manifest, stage.outputs / "run", 5)
+    extract(job, model, manifest, experiment.outputs / "run", CPU * 2, 5)
+    features = join_shards(job, manifest, experiment.outputs / "run", 5)
     assert torch.allclose(features, whole(job, model, manifest), atol=1e-5)
 
 
@@ -169,14 +176,14 @@ def test_a_damaged_clip_stops_the_extraction_by_name(card, tmp_path):
     assert len(list((tmp_path / "shards").iterdir())) == 2
 
 
-def test_a_finished_teacher_is_reused_and_described(stage, capsys):
-    folder = prepare_teacher(stage, "ego_rgb")
+def test_a_finished_teacher_is_reused_and_described(experiment, capsys):
+    folder = prepare_teacher(experiment, "ego_rgb")
     told = capsys.readouterr().out
     assert "30 clips" in told and "MB, about" in told
-    table = extraction.teacher_table(stage, ["ego_rgb"])
+    table = extraction.teacher_table(experiment, ["ego_rgb"])
     assert table.loc["ego_rgb", ["clips_train", "clips_val", "repeated"]].tolist() == [22, 8, 0]
     written = (folder / "train.safetensors").stat().st_mtime_ns
-    prepare_teacher(stage, "ego_rgb")
+    prepare_teacher(experiment, "ego_rgb")
     assert "finished before, reused" in capsys.readouterr().out
     assert (folder / "train.safetensors").stat().st_mtime_ns == written
     assert read_notes(folder / "train.safetensors")["pooling"] == "class token"
@@ -184,8 +191,8 @@ def test_a_finished_teacher_is_reused_and_described(stage, capsys):
 
 
 @pytest.mark.parametrize("change", ["library", "weights", "span", "clips"])
-def test_a_changed_fingerprint_is_refused(stage, monkeypatch, change):
-    folder = prepare_teacher(stage, "ego_rgb")
+def test_a_changed_fingerprint_is_refused(experiment, monkeypatch, change):
+    folder = prepare_teacher(experiment, "ego_rgb")
     expected = change
     if change == "library":
         original = teachers.metadata.version
@@ -198,14 +205,16 @@ def test_a_changed_fingerprint_is_refused(stage, monkeypatch, change):
         tensors["norm.bias"] += 1
         extraction.write_tensors(path, tensors)
     elif change == "clips":
-        path = stage.data / "val.csv"
+        path = experiment.data / "val.csv"
         path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
         expected = "manifests"
     else:
-        stage = replace(stage, preset=replace(stage.preset, video=replace(stage.preset.video, span_s=0.5)))
+        experiment = replace(
+            experiment, preset=replace(experiment.preset, video=replace(experiment.preset.video, span_s=0.5))
+        )
         expected = "span_s"
     with pytest.raises(ValueError, match=f"(?s)made with another configuration.*{expected}"):
-        prepare_teacher(stage, "ego_rgb")
+        prepare_teacher(experiment, "ego_rgb")
 
 
 def test_every_setting_but_speed_is_in_the_fingerprint():
@@ -219,23 +228,23 @@ def test_every_setting_but_speed_is_in_the_fingerprint():
     assert teachers.fingerprint(faster, model) == told
 
 
-def test_a_full_disk_is_noticed_before_it_starts(stage, monkeypatch):
+def test_a_full_disk_is_noticed_before_it_starts(experiment, monkeypatch):
     usage = extraction.shutil.disk_usage
     monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
     with pytest.raises(OSError, match="features of 30 clips need .* make room or choose other `outputs`"):
-        prepare_teacher(stage, "ego_rgb")
+        prepare_teacher(experiment, "ego_rgb")
 
 
-def test_a_teacher_answers_by_itself_with_its_own_classifier(stage):
-    folder = stage.outputs / "10_report" / "exo_inference" / "ego_rgb"
+def test_a_teacher_answers_by_itself_with_its_own_classifier(experiment):
+    folder = experiment.outputs / "10_report" / "exo_inference" / "ego_rgb"
     with pytest.raises(FileNotFoundError, match="01_teacher_extraction"):
-        classify_clips(stage, "ego_rgb", "val", folder)
-    prepare_teacher(stage, "ego_rgb")
-    scores = classify_clips(stage, "ego_rgb", "val", folder)
+        classify_clips(experiment, "ego_rgb", "val", folder)
+    prepare_teacher(experiment, "ego_rgb")
+    scores = classify_clips(experiment, "ego_rgb", "val", folder)
 
-    job = teachers.plan("ego_rgb", stage.card, stage.preset, progress=False)
-    model = teachers.load_teacher(job, stage.outputs / "01_teacher_extraction" / "ego_rgb" / "model")
-    manifest = stage.manifest("val")
+    job = teachers.plan("ego_rgb", experiment.card, experiment.preset, progress=False)
+    model = teachers.load_teacher(job, experiment.outputs / "01_teacher_extraction" / "ego_rgb" / "model")
+    manifest = experiment.manifest("val")
     right, loss = 0, 0.0
     with torch.inference_mode():
         for row, clip in enumerate(teachers.MODULES["timesformer"].clips(job, manifest)):
@@ -247,4 +256,4 @@ def test_a_teacher_answers_by_itself_with_its_own_classifier(stage):
                 break
     expected = {"val_top1": 100 * right / len(manifest), "val_nll": loss / len(manifest)}
     assert scores == pytest.approx(expected, rel=1e-4)
-    assert classify_clips(stage, "ego_rgb", "val", folder) == scores
+    assert classify_clips(experiment, "ego_rgb", "val", folder) == scores

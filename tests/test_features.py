@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from uniego_utils.features import (
+from uniego_utils.cards import Manifest
+from uniego_utils.runs import read_notes
+from uniego_utils.teachers.features import (
     common_rows,
     describe_features,
     linear_probe,
@@ -16,8 +18,6 @@ from uniego_utils.features import (
     standardise,
     write_features,
 )
-from uniego_utils.manifests import Manifest
-from uniego_utils.runs import read_notes
 
 N, WIDTH = 8, 5
 FEATURES = torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from uniego_utils.manifests import (
+from uniego_utils.backbones.pretrained import state_digest
+from uniego_utils.cards import (
     Card,
     Manifest,
     MergeConfig,
@@ -27,7 +28,6 @@ from uniego_utils.manifests import (
 )
 from uniego_utils.teachers import depth_anything, foundation
 from uniego_utils.teachers.batches import Job
-from uniego_utils.weights import state_digest
 
 DINO = "vit_large_patch14_dinov2.lvd142m"
 SIGLIP = "vit_so400m_patch14_siglip_384.webli"

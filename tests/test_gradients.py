@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchjd.aggregation import CAGrad, PCGrad, UPGrad
 
-from uniego_utils.backbones import create_backbone
-from uniego_utils.gradients import (
+from uniego_utils.analyses.gradients import (
     CAGRAD_RADIUS,
     CLASSIFICATION,
     CLIP,
@@ -26,7 +25,8 @@ from uniego_utils.gradients import (
     source_table,
     split_losses,
 )
-from uniego_utils.manifests import MethodCard, TrainConfig
+from uniego_utils.backbones import create_backbone
+from uniego_utils.cards import MethodCard, TrainConfig
 from uniego_utils.objectives import Classification, ProxyDistillation, TeacherDistillation, shares
 from uniego_utils.recipes import PAPER, RECIPES
 from uniego_utils.training import Learner, fit

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from trees import FPS, HEIGHT, WIDTH, gratings, halve, write_pictures, write_video
 
-from uniego_utils.inventory import COLUMNS, inspect_videos
-from uniego_utils.video import open_video
+from uniego_utils.data.inventory import COLUMNS, inspect_videos
+from uniego_utils.data.video import open_video
 
 
 def look(root, *paths, **options):
@@ -160,5 +160,5 @@ def test_a_variable_frame_rate_is_told(tmp_path):
 
 def test_decord_is_loaded_after_torch():
     """Before it, decord's wheel would take over torch's BLAS calls and end the process."""
-    code = "import uniego_utils.inventory, torch; print(torch.randn(64, 64) @ torch.randn(64, 64))"
+    code = "import uniego_utils.data.inventory, torch; print(torch.randn(64, 64) @ torch.randn(64, 64))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -9,8 +9,7 @@ import torch
 from scipy.special import logsumexp
 from torch import nn
 
-from uniego_utils.backbones import create_backbone
-from uniego_utils.landscape import (
+from uniego_utils.analyses.landscape import (
     Landscape,
     Plane,
     above_chord,
@@ -30,6 +29,7 @@ from uniego_utils.landscape import (
     plane_through,
     widest_triple,
 )
+from uniego_utils.backbones import create_backbone
 
 CPU = torch.device("cpu")
 N, WIDTH, CLASSES, R = 30, 5, 4, 4

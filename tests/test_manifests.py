@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from uniego_utils.manifests import CARDS, Card, TrainConfig, from_mapping, load_card, load_manifest, merged
+from uniego_utils.cards import CARDS, Card, TrainConfig, from_mapping, load_card, load_manifest, merged
 
 CONTENT = {
     "name": "toy",

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from uniego_utils import merging
 from uniego_utils.backbones import create_backbone
-from uniego_utils.manifests import MergeConfig
+from uniego_utils.cards import MergeConfig
+from uniego_utils.experiment import Experiment, create_experiment
 from uniego_utils.merging import (
     LEVELS,
     MODEL,
@@ -33,7 +34,6 @@ from uniego_utils.merging import (
 )
 from uniego_utils.recipes import RELEASED
 from uniego_utils.runs import digest, write_json
-from uniego_utils.stage import Stage, open_stage
 
 CPU = torch.device("cpu")
 R = 3  # proxies
@@ -305,7 +305,12 @@ def test_the_layers_of_a_timesformer():
             ["stem", "stem", "model.blocks.9", "model.blocks.10", "model"],
         ),
         (
-            ["stem.proj.weight", "stages.0.0.attn.weight", "stages.1.4.mlp.fc1.bias", "head.weight"],
+            [
+                "stem.proj.weight",
+                "stages.0.0.attn.weight",
+                "stages.1.4.mlp.fc1.bias",
+                "head.weight",
+            ],
             ["stem", "stages.0.0", "stages.1.4", "head"],
         ),
         (["conv1.weight", "layer1.0.bn1.weight", "fc.bias"], ["conv1", "layer1.0", "fc"]),
@@ -492,40 +497,40 @@ def test_one_proxy_alone_keeps_its_statistics(proxies):
 
 
 @pytest.fixture
-def stage(tmp_path):
-    return open_stage({}, dataset="mocap", preset="", seed=0, outputs=str(tmp_path))
+def experiment(tmp_path):
+    return create_experiment(dataset="mocap", preset="", seed=0, outputs=str(tmp_path))
 
 
-def test_merge_proxies_refuses_unknown_starts(stage):
+def test_merge_proxies_refuses_unknown_starts(experiment):
     with pytest.raises(ValueError, match="unknown start model, fisher; choose of merged, layer, parameter"):
-        merge_proxies(stage, ["merged", "model", "fisher"])
+        merge_proxies(experiment, ["merged", "model", "fisher"])
 
 
 @pytest.fixture
-def described(stage, monkeypatch):
+def described(experiment, monkeypatch):
     """starts -> their run folders' configs, of proxies in name only: no clips, no weights."""
     configs = {}
-    monkeypatch.setattr(Stage, "manifest", lambda self, split: SimpleNamespace(digest=f"{split} clips"))
+    monkeypatch.setattr(Experiment, "manifest", lambda self, split: SimpleNamespace(digest=f"{split} clips"))
     monkeypatch.setattr(merging, "stack_proxies", lambda *given: {})
     monkeypatch.setattr(
         merging, "start_run", lambda folder, config: configs.update({folder.name: config}) is None
     )
-    for key in stage.card.teachers:
-        folder = stage.folder("02_proxy") / key
+    for key in experiment.card.teachers:
+        folder = experiment.folder("02_proxy") / key
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(key.encode())
         write_json(folder / "config.json", {"config": {"start": "one"}})
 
     def describe(starts):
         configs.clear()
-        merge_proxies(stage, starts)  # all taken for finished
+        merge_proxies(experiment, starts)  # all taken for finished
         return configs
 
     return describe
 
 
-def test_runs_that_exist_keep_their_description(described, stage):
-    proxies = {key: digest(key.encode()) for key in stage.card.teachers}
+def test_runs_that_exist_keep_their_description(described, experiment):
+    proxies = {key: digest(key.encode()) for key in experiment.card.teachers}
     merge = {"epochs": 2, "batch_size": 32, "lr": 0.02, "weight_decay": 0.01}
     assert described(["merged", "average", "best"]) == {
         "merged": {"seed": 0, "proxies": proxies, "start": "merged", "merge": merge},
@@ -542,34 +547,34 @@ def test_what_is_chosen_on_validation_clips_says_so(described):
     assert configs["ties"]["common_start"] == "one" and configs["layer"]["manifest"] == "train clips"
 
 
-def test_the_recipes_rate_is_that_of_all_learned_starts(described, stage):
-    object.__setattr__(stage, "recipe", RELEASED)  # the folder's name stays
+def test_the_recipes_rate_is_that_of_all_learned_starts(described, experiment):
+    object.__setattr__(experiment, "recipe", RELEASED)  # the folder's name stays
     configs = described(list(LEVELS))
     assert [config["merge"]["lr"] for config in configs.values()] == [0.01] * 3
     assert [config["merge"]["weight_decay"] for config in configs.values()] == [0.0] * 3
 
 
-def test_refuses_task_vectors_without_a_common_start(described, stage):
-    write_json(stage.folder("02_proxy") / "exo_skl" / "config.json", {"config": {"start": "other"}})
+def test_refuses_task_vectors_without_a_common_start(described, experiment):
+    write_json(experiment.folder("02_proxy") / "exo_skl" / "config.json", {"config": {"start": "other"}})
     described(["merged", "soup"])
     with pytest.raises(ValueError, match="do not share one start, from which ties measures"):
         described(["ties"])
 
 
-def test_refuses_another_start_than_the_proxies(stage, monkeypatch):
-    monkeypatch.setattr(Stage, "manifest", lambda self, split: SimpleNamespace(digest=f"{split} clips"))
+def test_refuses_another_start_than_the_proxies(experiment, monkeypatch):
+    monkeypatch.setattr(Experiment, "manifest", lambda self, split: SimpleNamespace(digest=f"{split} clips"))
     start = {"w": torch.arange(3.0)}
-    monkeypatch.setattr(merging, "common_start", lambda stage: start)
-    given = shared_start(stage, digest(start["w"].numpy().tobytes()))
+    monkeypatch.setattr(merging, "common_start", lambda experiment: start)
+    given = shared_start(experiment, digest(start["w"].numpy().tobytes()))
     assert torch.equal(given["w"], start["w"])
     with pytest.raises(ValueError, match="not the one that the proxies were trained from"):
-        shared_start(stage, digest(b"another"))
+        shared_start(experiment, digest(b"another"))
 
 
-def test_a_step_of_alpha_costs_little_more_than_one_model(stage):
+def test_a_step_of_alpha_costs_little_more_than_one_model(experiment):
     """At most 1.3 x a forward and backward pass of one model, plus one pass over the stacked proxies."""
     for _ in range(4):  # on a busy machine the fastest of a few runs may still be slow
-        seconds = time_step(stage, "parameter", repeats=3)  # the level with most groups
+        seconds = time_step(experiment, "parameter", repeats=3)  # the level with most groups
         if seconds["step"] <= 1.3 * seconds["plain"] + seconds["pass"]:
             return
     pytest.fail(f"one step takes {seconds}")

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from uniego_utils import mocap
-from uniego_utils.mocap import BONES, COLUMNS, JOINTS, POINTS, SPLITS, TURNING, MocapSettings, build
-from uniego_utils.raycast import Camera, Capsules, look_at, render
+from uniego_utils.mocap import clips as mocap
+from uniego_utils.mocap.clips import BONES, COLUMNS, JOINTS, POINTS, SPLITS, TURNING, MocapSettings, build
+from uniego_utils.mocap.render import Camera, Capsules, look_at, render
 
 MOTIONS = Path(__file__).parents[1] / "data_manifests" / "mocap" / "humanoid_motions.npz"
 TINY = MocapSettings(pool=1, train=2, val=1, test=1, image_size=64, frames=4, rooms=2)

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell
 
-from uniego_utils.runner import MAX_SHIPPED_BYTES, run_notebook
+from uniego_utils.parameters import check_value
+from uniego_utils.pipeline.runner import MAX_SHIPPED_BYTES, run_notebook
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -51,9 +52,10 @@ def check_parameters(source: str) -> None:
     for statement in ast.parse(source).body:
         text = ast.unparse(statement)
         assert isinstance(statement, ast.AnnAssign), f"no type: {text}"
-        assert isinstance(statement.annotation, ast.Name), f"papermill reads plain types only: {text}"
         value = ast.literal_eval(statement.value)  # raises ValueError for anything but a literal
-        assert type(value).__name__ == statement.annotation.id, f"another type than declared: {text}"
+        kind = ast.unparse(statement.annotation)
+        assert kind != "list", f"of what? {text}"
+        assert repr(check_value(statement.target.id, kind, value)) == repr(value)
         assert statement.end_lineno in commented, f"no comment: {text}"
 
 
@@ -157,6 +159,16 @@ def test_papermill_with_an_unknown_parameter_is_refused(outputs, tmp_path):
     )
     assert ended.returncode != 0
     assert "unknown parameter sede; this notebook takes dataset, preset, seed" in ended.stderr
+
+
+def test_papermill_with_a_value_of_another_type_is_refused(outputs, tmp_path):
+    command = ["-m", "papermill", PROJECT / "notebooks" / "04_spd.ipynb", "out.ipynb", "--no-progress-bar"]
+    parameters = ["-p", "preset", "smoke", "-p", "outputs", outputs, "-p", "methods", "uniego"]
+    ended = subprocess.run(
+        [sys.executable, *command, *parameters], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode != 0
+    assert "parameter methods should be a list of str (list[str]), got 'uniego'" in ended.stderr
 
 
 def test_nbval_on_the_notebooks_as_shipped(outputs, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from uniego_utils.manifests import MethodCard
+from uniego_utils.cards import MethodCard
 from uniego_utils.objectives import (
     Classification,
     ProxyDistillation,

@@ -13,10 +13,10 @@ import torch
 from pretrained import write_pose
 from safetensors.torch import load_file, save_file
 
-from uniego_utils import pose
-from uniego_utils.manifests import Manifest
+from uniego_utils.cards import Manifest
+from uniego_utils.data import pose
+from uniego_utils.data.skeletons import layout_of, read_skeleton
 from uniego_utils.runs import read_tensors
-from uniego_utils.skeletons import layout_of, read_skeleton
 
 SETTINGS = pose.Settings(frames_per_second=5.0, threshold=0.0, frames_per_pass=3)
 

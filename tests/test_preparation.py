@@ -9,21 +9,21 @@ import pytest
 import torch
 from trees import HEIGHT, WIDTH, build_folder
 
-from uniego_utils.manifests import CARDS, Manifest, load_card
-from uniego_utils.preparation import (
+from uniego_utils.cards import CARDS, Manifest, load_card
+from uniego_utils.data.preparation import (
     clip_strips,
     given_skeletons,
     joints_in_picture,
     prepare_data,
     skeleton_columns,
 )
+from uniego_utils.experiment import Experiment, create_experiment
 from uniego_utils.runs import write_tensors
-from uniego_utils.stage import Stage, open_stage
 
 
-def opened(dataset: str, outputs: Path) -> Stage:
-    return open_stage(
-        {}, dataset=dataset, preset="smoke", seed=0, outputs=str(outputs), data_root=str(outputs)
+def opened(dataset: str, outputs: Path) -> Experiment:
+    return create_experiment(
+        dataset=dataset, preset="smoke", seed=0, outputs=str(outputs), data_root=str(outputs)
     )
 
 
@@ -44,16 +44,16 @@ def test_without_exo_teachers_no_skeletons_are_needed(tmp_path):
     own = "name: head\ntitle: h\nsource: s\nlicence: l\nmethod: {}\n"
     (tmp_path / "head.yaml").write_text(f"like: {CARDS / 'shared' / 'ego_only'}\n{own}")
     card = load_card("head", tmp_path)
-    stage = replace(opened("own_videos", tmp_path), card=card, preset=card.preset("smoke"))
-    assert skeleton_columns(stage) == {} and card.views == ("ego",)
+    experiment = replace(opened("own_videos", tmp_path), card=card, preset=card.preset("smoke"))
+    assert skeleton_columns(experiment) == {} and card.views == ("ego",)
     assert list(card.teachers) == ["ego_depth", "ego_dino", "ego_siglip"]
 
 
 @pytest.mark.parametrize("shape", [(6, 17, 2), (2, 6, 17, 2)])
 def test_given_files_are_found_by_the_clips_name(tmp_path, shape):
-    stage, joints = opened("own_videos", tmp_path), np.random.default_rng(0).uniform(1, 90, shape)
+    experiment, joints = opened("own_videos", tmp_path), np.random.default_rng(0).uniform(1, 90, shape)
     np.savez(tmp_path / "a.npz", keypoint=joints.astype(np.float32), size=np.array([100, 90]))
-    skeleton = given_skeletons(stage, str(tmp_path))
+    skeleton = given_skeletons(experiment, str(tmp_path))
     found = skeleton(pd.Series({"clip_id": "a"}))["exo_joints_2d"]
     assert torch.allclose(found, torch.from_numpy(joints).float().reshape(-1, 6, 17, 2))
     with pytest.raises(ValueError, match="none of this clip in the skeletons given"):
@@ -66,14 +66,14 @@ def test_skeletons_that_are_not_there_are_an_error(tmp_path):
 
 
 def test_joints_in_the_picture_are_the_first_persons(tmp_path):
-    stage, joints = opened("assembly101", tmp_path), torch.rand(2, 5, 17, 2) + 1
+    experiment, joints = opened("assembly101", tmp_path), torch.rand(2, 5, 17, 2) + 1
     write_tensors(tmp_path / "hands.safetensors", {"joints_3d": torch.rand(2, 5, 21, 3)})
     write_tensors(tmp_path / "body.safetensors", {"exo_joints_2d": joints})
     rows = pd.DataFrame({"skeleton": ["hands.safetensors"], "body_skeleton": ["body.safetensors"]})
-    found, layout = joints_in_picture(stage, Manifest("train", rows, (), tmp_path, ""), 0)
+    found, layout = joints_in_picture(experiment, Manifest("train", rows, (), tmp_path, ""), 0)
     assert torch.equal(found, joints[0]) and len(layout.joints) == 17
     hands = Manifest("train", rows[["skeleton"]], (), tmp_path, "")
-    assert joints_in_picture(stage, hands, 0) is None
+    assert joints_in_picture(experiment, hands, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_joints_in_the_picture_are_the_first_persons(tmp_path):
 )
 def test_what_cannot_be_prepared_is_refused(tmp_path, change, message):
     (tmp_path / "labels.csv").write_text("ego_video,exo_video,label\na.mp4,b.mp4,x\n")
-    stage = opened("own_videos", tmp_path)
-    stage = replace(stage, card=replace(stage.card, **change))
+    experiment = opened("own_videos", tmp_path)
+    experiment = replace(experiment, card=replace(experiment.card, **change))
     with pytest.raises(ValueError, match=message):
-        prepare_data(stage, {}, 0.0, "")
+        prepare_data(experiment, {}, 0.0, "")
 
 
 def test_an_unknown_setting_of_a_builder_lists_the_valid_ones(tmp_path):
@@ -104,24 +104,24 @@ def test_missing_annotations_say_where_to_get_them(tmp_path):
 
 
 def test_another_file_of_skeletons_is_never_taken_for_the_first(tmp_path):
-    stage, clip = opened("own_videos", tmp_path), pd.Series({"clip_id": "a"})
+    experiment, clip = opened("own_videos", tmp_path), pd.Series({"clip_id": "a"})
     for number in (1, 2):
         (tmp_path / str(number)).mkdir()
         joints = np.full((6, 17, 2), 10.0 * number, np.float32)
         np.savez(tmp_path / str(number) / "a.npz", keypoint=joints, size=np.array([100, 90]))
-    first, second = (given_skeletons(stage, str(tmp_path / str(number))) for number in (1, 2))
+    first, second = (given_skeletons(experiment, str(tmp_path / str(number))) for number in (1, 2))
     assert first(clip)["exo_joints_2d"].max() == 10 and second(clip)["exo_joints_2d"].max() == 20
     assert repr(first) != repr(second) and first.stamp(clip) != second.stamp(clip)
 
 
 def test_given_zeros_are_no_skeleton(tmp_path):
-    stage, clip = opened("own_videos", tmp_path), pd.Series({"clip_id": "a"})
+    experiment, clip = opened("own_videos", tmp_path), pd.Series({"clip_id": "a"})
     write_tensors(tmp_path / "own/a.safetensors", {"exo_joints_2d": torch.zeros(6, 17, 2)})
     with pytest.raises(ValueError, match="zeros alone: nobody was found"):
-        given_skeletons(stage, str(tmp_path / "own"))(clip)
+        given_skeletons(experiment, str(tmp_path / "own"))(clip)
     np.savez(tmp_path / "a.npz", keypoint=np.zeros((6, 17, 2), np.float32), size=np.array([100, 90]))
     with pytest.raises(ValueError, match="zeros alone: nobody was found"):
-        given_skeletons(stage, str(tmp_path))(clip)
+        given_skeletons(experiment, str(tmp_path))(clip)
 
 
 def test_clips_whose_table_names_no_skeleton_are_told(tmp_path):
@@ -141,20 +141,20 @@ def test_of_a_clip_is_shown_what_there_is(tmp_path):
     """Every panel is a column: head alone; head and room; and with a skeleton drawn into the room's view."""
     build_folder(tmp_path, subjects=2)
     rows = pd.read_csv(tmp_path / "labels.csv").head(1)
-    stage = opened("own_videos", tmp_path)
-    ego = {key: teacher for key, teacher in stage.card.teachers.items() if teacher.viewpoint == "ego"}
-    head = replace(stage, card=replace(stage.card, teachers=ego))
+    experiment = opened("own_videos", tmp_path)
+    ego = {key: teacher for key, teacher in experiment.card.teachers.items() if teacher.viewpoint == "ego"}
+    head = replace(experiment, card=replace(experiment.card, teachers=ego))
     joints = torch.rand(1, 20, 17, 2) * 90 + 1
     write_tensors(tmp_path / "a.safetensors", {"exo_joints_2d": joints})
     full = rows.assign(skeleton="a.safetensors", ego_depth="head/00.mp4", exo_depth=np.nan)  # empty
 
-    def seen(stage, rows):
-        return clip_strips(stage, Manifest("train", rows, (), tmp_path, ""), 0, count=4)
+    def seen(experiment, rows):
+        return clip_strips(experiment, Manifest("train", rows, (), tmp_path, ""), 0, count=4)
 
     assert list(seen(head, rows)["strips"]) == ["ego"]
     assert list(seen(head, rows.assign(skeleton="a.safetensors"))["strips"]) == ["ego"]
-    assert list(seen(stage, rows)["strips"]) == ["ego", "exo"]
-    shown = seen(stage, full)
+    assert list(seen(experiment, rows)["strips"]) == ["ego", "exo"]
+    shown = seen(experiment, full)
     assert list(shown["strips"]) == ["ego", "exo", "ego depth", "exo + skeleton"]
     assert {pictures.shape for pictures in shown["strips"].values()} == {(4, HEIGHT, WIDTH, 3)}
     moments = shown["overlays"]["exo + skeleton"]

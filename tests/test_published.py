@@ -12,8 +12,8 @@ import pytest
 import trees
 from pretrained import write_weights
 
-from uniego_utils.manifests import load_card
-from uniego_utils.runner import NotebookFailed, run_notebook
+from uniego_utils.cards import load_card
+from uniego_utils.pipeline.runner import NotebookFailed, run_notebook
 from uniego_utils.runs import is_finished, read_json, read_tensors
 
 PROJECT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from uniego_utils.reliability import gate_inputs, learn_gate, mixture_loss, split_folds
+from uniego_utils.analyses.reliability import gate_inputs, learn_gate, mixture_loss, split_folds
 
 
 def manifest(labels, people):

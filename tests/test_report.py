@@ -11,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from scipy import stats
 
-from uniego_utils.report import (
+from uniego_utils.report.tables import (
     class_table,
     collect,
     collect_doses,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from uniego_utils import retrieval
-from uniego_utils.retrieval import nearest, rank_matches, recall_with_faiss, retrieval_metrics
+from uniego_utils.analyses import retrieval
+from uniego_utils.analyses.retrieval import nearest, rank_matches, recall_with_faiss, retrieval_metrics
 
 
 def random_clips(clips=60, width=8, classes=5, seed=0):

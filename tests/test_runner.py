@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from uniego_utils import runner
+from uniego_utils.pipeline import runner
 
 PARAMETERS = """\
 name: str = "toy"  # of nothing
@@ -21,7 +21,8 @@ lr: float = 0.1  # per step
 flag: bool = True  # up or down
 seeds: list = [0]  # several
 """
-RUN = [sys.executable, "-m", "uniego_utils.runner", "run"]
+PROJECT = Path(__file__).parents[1]
+RUN = [sys.executable, "-m", "uniego_utils.pipeline.runner", "run"]
 
 
 def write_toy(path: Path, *code: str) -> Path:
@@ -166,11 +167,11 @@ def is_running(pid: int) -> bool:
 
 
 def test_finds_the_modules_behind_a_notebook(tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(runner.__file__).parents[1])
+    monkeypatch.chdir(PROJECT)
     toy = write_toy(tmp_path / "toy.ipynb", "from uniego_utils.merging import merge_proxies")
     found = runner.sources_of(toy)
     assert {"uniego_utils/merging.py", "uniego_utils/runs.py", "uniego_utils/training.py"} <= set(found)
-    assert "uniego_utils/runner.py" not in found
+    assert "uniego_utils/pipeline/runner.py" not in found
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from uniego_utils import scan
-from uniego_utils.scan import selective_scan, sequential_scan
+from uniego_utils.segmentation import scan
+from uniego_utils.segmentation.scan import selective_scan, sequential_scan
 
 CUTS = {"one chunk": 0, "some chunks": 200, "many chunks": 10**9}  # numbers that a step should have
 

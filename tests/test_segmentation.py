@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from uniego_utils.segmentation import (
+from uniego_utils.segmentation.metrics import (
     count_hits,
     edit_score,
     frame_errors,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from uniego_utils import segmenters
-from uniego_utils.manifests import HeadConfig
-from uniego_utils.segmentation import segment_metrics
-from uniego_utils.segmenters import label_steps, load_predictions, train_segmenter
-from uniego_utils.temporal import HEADS
-from uniego_utils.timelines import BACKGROUND, Timeline
+from uniego_utils.cards import HeadConfig
+from uniego_utils.segmentation import train as segmenters
+from uniego_utils.segmentation.heads import HEADS
+from uniego_utils.segmentation.metrics import segment_metrics
+from uniego_utils.segmentation.timelines import BACKGROUND, Timeline
+from uniego_utils.segmentation.train import label_steps, load_predictions, train_segmenter
 
 CLASSES = (BACKGROUND, "a", "b")
 CPU = torch.device("cpu")

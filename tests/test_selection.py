@@ -7,11 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from uniego_utils.claims import paper_table
-from uniego_utils.manifests import MethodCard
-from uniego_utils.objectives import ProxyDistillation, shares
-from uniego_utils.recipes import PAPER, RELEASED
-from uniego_utils.selection import (
+from uniego_utils.analyses.selection_rates import (
     Watch,
     confidence_gaps,
     effective_proxies,
@@ -20,6 +16,10 @@ from uniego_utils.selection import (
     selection_over_training,
     selection_rates,
 )
+from uniego_utils.cards import MethodCard
+from uniego_utils.objectives import ProxyDistillation, shares
+from uniego_utils.recipes import PAPER, RELEASED
+from uniego_utils.report.claims import paper_table
 from uniego_utils.spd import select_proxies
 
 CLASSES, PROXIES = ("walk", "run", "jump", "never"), ("a", "b", "c")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from uniego_utils.similarity import (
+from uniego_utils.analyses.cka import (
     cka_matrices,
     clip_groups,
     debiased_cka,
@@ -109,7 +109,7 @@ def test_few_clips_inflate_the_biased_estimate_alone():
 
 def test_matrices_hold_every_pair_in_blocks_too(monkeypatch):
     sets = related(50, (3, 7, 60))
-    monkeypatch.setattr("uniego_utils.similarity.BLOCK", 16)
+    monkeypatch.setattr("uniego_utils.analyses.cka.BLOCK", 16)
     found = cka_matrices(sets)
     for kind, slow in (("biased", gram_cka), ("debiased", gram_debiased)):
         expected = torch.tensor([[slow(x, y) for y in sets.values()] for x in sets.values()])

@@ -9,9 +9,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, log_loss
 
-from uniego_utils.manifests import load_card
-from uniego_utils.runs import finish_run, write_json
-from uniego_utils.simplex import (
+from uniego_utils.analyses.blends import (
     FREEDOM,
     PENALTIES,
     SCORES,
@@ -23,7 +21,9 @@ from uniego_utils.simplex import (
     sample_simplex,
     typical_error,
 )
-from uniego_utils.stage import open_stage
+from uniego_utils.cards import load_card
+from uniego_utils.experiment import create_experiment
+from uniego_utils.runs import finish_run, write_json
 
 KEYS = ["a", "b", "c", "d"]
 
@@ -167,7 +167,7 @@ def test_what_was_measured_before_is_read_from_the_run_folders(tmp_path):
 
 
 def test_without_proxies_it_says_which_notebook_makes_them(tmp_path):
-    stage = open_stage({}, dataset="mocap", preset="smoke", seed=0, outputs=str(tmp_path))
+    experiment = create_experiment(dataset="mocap", preset="smoke", seed=0, outputs=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="run notebook 02_proxy with teacher = each"):
-        measure_blends(stage, 2, tmp_path / "blends2")
+        measure_blends(experiment, 2, tmp_path / "blends2")
     assert not (tmp_path / "blends2").exists()

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from uniego_utils.runs import read_notes, read_tensors, write_tensors
-from uniego_utils.skeletons import (
+from uniego_utils.data.skeletons import (
     LAYOUTS,
     convert_npz,
     convert_pyskl,
@@ -19,6 +18,7 @@ from uniego_utils.skeletons import (
     read_skeleton,
     write_skeleton,
 )
+from uniego_utils.runs import read_notes, read_tensors, write_tensors
 from uniego_utils.teachers import stgcn
 
 COCO = LAYOUTS["coco-17"]

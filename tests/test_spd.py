@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from uniego_utils.experiment import create_experiment
 from uniego_utils.objectives import proxy_cross_entropy
 from uniego_utils.spd import (
     ablation_weights,
@@ -14,7 +15,6 @@ from uniego_utils.spd import (
     select_proxies,
     top_of_each,
 )
-from uniego_utils.stage import open_stage
 
 
 def logits_of(clips, proxies, classes, seed):
@@ -139,9 +139,9 @@ def test_the_best_of_each_viewpoint_agrees_with_two_separate_selections(ceiling)
 def test_the_recipes_ceiling_holds_for_every_ablation():
     logits, labels = logits_of(60, 9, 3, 0), labels_of(60, 3, 0)
     unsure = proxy_cross_entropy(logits, labels) > 0.3
-    stage = open_stage({}, dataset="mocap", preset="smoke", seed=0, outputs="outputs")
-    stage = replace(stage, recipe=replace(stage.recipe, spd_ce_ceiling=0.3))
-    weights = ablation_weights(stage, logits, labels, 1)
+    experiment = create_experiment(dataset="mocap", preset="smoke", seed=0, outputs="outputs")
+    experiment = replace(experiment, recipe=replace(experiment.recipe, spd_ce_ceiling=0.3))
+    weights = ablation_weights(experiment, logits, labels, 1)
     for name in ("uniego", "top2", "ego_exo"):
         assert (weights[name] > 0).any() and not (weights[name][unsure] > 0).any()
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from uniego_utils import spd, students
-from uniego_utils.extraction import prepare_teacher
-from uniego_utils.faults import DOSE_METHODS, misalign, train_doses
-from uniego_utils.features import write_features
-from uniego_utils.manifests import CARDS, from_mapping, load_card, merged
+from uniego_utils.analyses.misaligned import DOSE_METHODS, misalign, train_doses
+from uniego_utils.analyses.reliability import cross_fit, split_folds
+from uniego_utils.cards import CARDS, from_mapping, load_card, merged
+from uniego_utils.data.video import loader
+from uniego_utils.experiment import Experiment
 from uniego_utils.merging import STARTS, merge_proxies
-from uniego_utils.mocap import MocapSettings, build
+from uniego_utils.mocap.clips import MocapSettings, build
 from uniego_utils.objectives import shares
 from uniego_utils.proxies import (
     BASELINE,
@@ -25,7 +26,6 @@ from uniego_utils.proxies import (
     train_proxies,
 )
 from uniego_utils.recipes import PAPER
-from uniego_utils.reliability import cross_fit, split_folds
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors
 from uniego_utils.spd import (
     METHODS,
@@ -38,8 +38,8 @@ from uniego_utils.spd import (
     train_level_two,
     watch_along,
 )
-from uniego_utils.stage import Stage
-from uniego_utils.video import loader
+from uniego_utils.teachers.extraction import prepare_teacher
+from uniego_utils.teachers.features import write_features
 
 TEACHERS = ("ego_dino", "exo_skl")
 
@@ -58,36 +58,36 @@ def render(root, manifests):
     build(root, motions, from_mapping(MocapSettings, settings, "test"), 1, False, manifests)
 
 
-def open_small_stage(data_root, outputs) -> Stage:
-    """A stage with two teachers whose stored features are noise: enough to see who imitates whom."""
+def open_small_experiment(data_root, outputs) -> Experiment:
+    """An experiment with two teachers whose stored features are noise: enough to see who imitates whom."""
     card = load_card("mocap")
     card = replace(card, teachers={key: replace(card.teachers[key], width=24) for key in TEACHERS})
     preset = card.preset("smoke")
-    stage = Stage(
+    experiment = Experiment(
         card, preset, card.method, PAPER, "paper", 0, data_root, outputs, torch.device("cpu"), False
     )
-    render(data_root, stage.data)
-    manifest = stage.manifest("train")
+    render(data_root, experiment.data)
+    manifest = experiment.manifest("train")
     for number, key in enumerate(TEACHERS):
         features = torch.randn(len(manifest), 24, generator=torch.Generator().manual_seed(number))
         write_features(
             outputs / "01_teacher_extraction" / key / "train.safetensors", features, manifest, 24, {}
         )
-    return stage
+    return experiment
 
 
 @pytest.fixture(scope="module")
 def trained(data_root, tmp_path_factory):
-    """A stage after notebooks 02 to 04."""
-    stage = open_small_stage(data_root, tmp_path_factory.mktemp("outputs"))
-    train_proxies(stage, "each")
-    merge_proxies(stage)
-    pool = proxy_pool(stage)
+    """An experiment after notebooks 02 to 04."""
+    experiment = open_small_experiment(data_root, tmp_path_factory.mktemp("outputs"))
+    train_proxies(experiment, "each")
+    merge_proxies(experiment)
+    pool = proxy_pool(experiment)
     _, logits = proxy_outputs(pool)
-    labels = torch.tensor(stage.manifest("train").labels)
+    labels = torch.tensor(experiment.manifest("train").labels)
     selected = {"uniego": shares(select_proxies(logits, labels, 1))}
-    train_level_two(stage, METHODS, selected, pool, stage.folder("04_spd"))
-    return stage
+    train_level_two(experiment, METHODS, selected, pool, experiment.folder("04_spd"))
+    return experiment
 
 
 def weights_of(folder):
@@ -103,9 +103,11 @@ def test_every_student_and_method_leaves_a_finished_run(trained):
 
 
 def test_a_student_trained_alone_equals_the_one_of_the_shared_pass(trained, data_root, tmp_path):
-    alone = open_small_stage(data_root, tmp_path)
+    alone = open_small_experiment(data_root, tmp_path)
     train_proxies(alone, "exo_skl")
-    together, single = (weights_of(stage.folder("02_proxy") / "exo_skl") for stage in (trained, alone))
+    together, single = (
+        weights_of(experiment.folder("02_proxy") / "exo_skl") for experiment in (trained, alone)
+    )
     assert all(torch.equal(together[name], single[name]) for name in together)
 
 
@@ -116,7 +118,7 @@ def test_teachers_make_a_difference(trained):
 
 
 def test_an_interrupted_pass_resumes_to_the_same_weights(trained, data_root, tmp_path, monkeypatch):
-    stage = open_small_stage(data_root, tmp_path)
+    experiment = open_small_experiment(data_root, tmp_path)
     finish = students.finish_student
 
     def stop_before_the_naive_student(folder, *rest):
@@ -126,12 +128,12 @@ def test_an_interrupted_pass_resumes_to_the_same_weights(trained, data_root, tmp
 
     monkeypatch.setattr(students, "finish_student", stop_before_the_naive_student)
     with pytest.raises(KeyboardInterrupt):
-        train_proxies(stage, "each")
-    folder = stage.folder("02_proxy")
+        train_proxies(experiment, "each")
+    folder = experiment.folder("02_proxy")
     assert is_finished(folder / BASELINE) and not is_finished(folder / NAIVE)
 
     monkeypatch.setattr(students, "finish_student", finish)
-    train_proxies(stage, "each")
+    train_proxies(experiment, "each")
     for name in (BASELINE, NAIVE):
         whole, resumed = weights_of(trained.folder("02_proxy") / name), weights_of(folder / name)
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -145,12 +147,12 @@ def test_the_best_start_is_the_proxy_best_on_validation_clips(trained):
 
 
 def test_features_of_another_manifest_are_refused_before_any_training(data_root, tmp_path):
-    stage = open_small_stage(data_root, tmp_path)
-    val = stage.manifest("val")
+    experiment = open_small_experiment(data_root, tmp_path)
+    val = experiment.manifest("val")
     path = tmp_path / "01_teacher_extraction" / "exo_skl" / "train.safetensors"
     write_features(path, torch.randn(len(val), 24), val, 24, {})
     with pytest.raises(ValueError, match="another manifest"):
-        train_proxies(stage, "each")
+        train_proxies(experiment, "each")
     assert not (tmp_path / "02_proxy").exists()
 
 
@@ -164,16 +166,16 @@ def test_an_unknown_teacher_or_method_lists_the_valid_ones(trained):
 def test_features_of_a_teacher_with_other_settings_are_not_reused(data_root, tmp_path, capsys):
     card = load_card("mocap")
     preset = card.preset("smoke")
-    stage = Stage(
+    experiment = Experiment(
         card, preset, card.method, PAPER, "paper", 0, data_root, tmp_path, torch.device("cpu"), False
     )
-    render(data_root, stage.data)
-    prepare_teacher(stage, "exo_skl")
-    prepare_teacher(stage, "exo_skl")
+    render(data_root, experiment.data)
+    prepare_teacher(experiment, "exo_skl")
+    prepare_teacher(experiment, "exo_skl")
     assert "exo_skl: finished before, reused" in capsys.readouterr().out
     longer = merged(preset.teachers, {"stgcn": {"train": {"epochs": 2}}})
     with pytest.raises(ValueError, match="(?s)epochs.*Delete that folder"):
-        prepare_teacher(replace(stage, preset=replace(preset, teachers=longer)), "exo_skl")
+        prepare_teacher(replace(experiment, preset=replace(preset, teachers=longer)), "exo_skl")
 
 
 def test_proxies_watch_the_students_view(trained):
@@ -196,18 +198,18 @@ def test_the_recipe_decides_whose_view_the_proxies_take(trained, tmp_path, monke
     weights = {"uniego": shares(torch.ones(logits.shape[:2]))}
     models = []
     for live in (True, False):
-        stage = replace(trained, recipe=replace(PAPER, spd_live_targets=live))
+        experiment = replace(trained, recipe=replace(PAPER, spd_live_targets=live))
         methods = known_methods(["uniego"], METHODS)
-        train_level_two(stage, methods, weights, proxy_pool(trained), tmp_path / str(live))
+        train_level_two(experiment, methods, weights, proxy_pool(trained), tmp_path / str(live))
         models.append(weights_of(tmp_path / str(live) / "uniego"))
     assert len(looks) == 1
     assert any(not torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 def test_the_recipe_decides_how_many_clips_make_a_step(trained, tmp_path):
-    stage = replace(trained, recipe=replace(PAPER, effective_batch=4 * trained.preset.proxy.batch_size))
-    targets = teacher_targets(stage, TEACHERS)
-    train_level_one(stage, ["exo_skl"], targets, tmp_path, "each")
+    experiment = replace(trained, recipe=replace(PAPER, effective_batch=4 * trained.preset.proxy.batch_size))
+    targets = teacher_targets(experiment, TEACHERS)
+    train_level_one(experiment, ["exo_skl"], targets, tmp_path, "each")
     usual, larger = weights_of(trained.folder("02_proxy") / "exo_skl"), weights_of(tmp_path / "exo_skl")
     assert any(not torch.equal(usual[name], larger[name]) for name in usual)
 

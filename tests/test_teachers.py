@@ -9,12 +9,14 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from uniego_utils import mocap, skeletons, teachers
-from uniego_utils.features import check_features
-from uniego_utils.manifests import CARDS, Card, Manifest, TeacherCard, from_mapping, load_manifest
+from uniego_utils import teachers
+from uniego_utils.cards import CARDS, Card, Manifest, TeacherCard, from_mapping, load_manifest
+from uniego_utils.data import skeletons
+from uniego_utils.data.skeletons import LAYOUTS, Layout
+from uniego_utils.mocap import clips as mocap
 from uniego_utils.runs import read_tensors, write_tensors
-from uniego_utils.skeletons import LAYOUTS, Layout
 from uniego_utils.teachers import batches, depth, dino, foundation, images, siglip, skego, skego_clip, stgcn
+from uniego_utils.teachers.features import check_features
 
 TRAIN = {"epochs": 2, "batch_size": 16, "optimizer": "adamw", "lr": 0.001}
 LAYOUT = LAYOUTS["mocap-16"]

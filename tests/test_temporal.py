@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from uniego_utils.manifests import HeadConfig
-from uniego_utils.segmentation import segment_metrics
-from uniego_utils.temporal import (
+from uniego_utils.cards import HeadConfig
+from uniego_utils.segmentation.heads import (
     HEADS,
     BiMamba,
     Dilated,
@@ -19,6 +18,7 @@ from uniego_utils.temporal import (
     single_label_loss,
     train_head,
 )
+from uniego_utils.segmentation.metrics import segment_metrics
 
 CPU = torch.device("cpu")
 SMALL = HeadConfig(epochs=2, batch_size=2, widths=(8, 12, 16), maps=8)

@@ -5,10 +5,16 @@ import pandas as pd
 import pytest
 from trees import FPS, build_assembly, build_egoexo4d, gratings, halve, write_video
 
-from uniego_utils.datasets import BUILDERS, write_manifests
-from uniego_utils.manifests import load_card
-from uniego_utils.timelines import BACKGROUND, classes_of, load_timelines, moments, timelines_digest
-from uniego_utils.video import VideoError
+from uniego_utils.cards import load_card
+from uniego_utils.data.usable import BUILDERS, write_manifests
+from uniego_utils.data.video import VideoError
+from uniego_utils.segmentation.timelines import (
+    BACKGROUND,
+    classes_of,
+    load_timelines,
+    moments,
+    timelines_digest,
+)
 
 SECONDS = 2.0
 

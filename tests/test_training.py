@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from uniego_utils import training
-from uniego_utils.manifests import MethodCard, TrainConfig
+from uniego_utils.cards import MethodCard, TrainConfig
 from uniego_utils.objectives import Classification, TeacherDistillation
 from uniego_utils.proxies import student_names
 from uniego_utils.recipes import PAPER

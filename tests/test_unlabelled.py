@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from uniego_utils.data.video import UNKNOWN, WithUnlabelled
 from uniego_utils.objectives import Classification
 from uniego_utils.unlabelled import committee, select_by_consensus, unlabelled_weights
-from uniego_utils.video import UNKNOWN, WithUnlabelled
 
 
 def logits_of(clips, proxies, classes, seed=0):

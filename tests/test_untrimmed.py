@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uniego_utils import mocap, untrimmed
-from uniego_utils.manifests import from_mapping, load_card
-from uniego_utils.mocap import MocapSettings
-from uniego_utils.timelines import BACKGROUND, load_timelines
-from uniego_utils.untrimmed import SEGMENT_COLUMNS, SPLITS, Track, UntrimmedSettings, build
+from uniego_utils.cards import from_mapping, load_card
+from uniego_utils.mocap import clips as mocap
+from uniego_utils.mocap import untrimmed
+from uniego_utils.mocap.clips import MocapSettings
+from uniego_utils.mocap.untrimmed import SEGMENT_COLUMNS, SPLITS, Track, UntrimmedSettings, build
+from uniego_utils.segmentation.timelines import BACKGROUND, load_timelines
 
 MOTIONS = Path(__file__).parents[1] / "data_manifests" / "mocap" / "humanoid_motions.npz"
 CLIPS = MocapSettings(image_size=64, rooms=3, train_subjects=2)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from uniego_utils.manifests import Manifest, VideoCard
-from uniego_utils.video import (
+from uniego_utils.cards import Manifest, VideoCard
+from uniego_utils.data.video import (
     ClipDataset,
     EpochSampler,
     VideoError,

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-from uniego_utils.weights import (
+from uniego_utils.backbones.pretrained import (
     find_weights,
     from_hub,
     load_exactly,

@@ -7,7 +7,7 @@ import pytest
 from IPython.core.history import HistoryManager
 from IPython.terminal.interactiveshell import TerminalInteractiveShell
 
-from uniego_utils.widgets import drawn, explore, explore_mixture
+from uniego_utils.figures.widgets import drawn, explore, explore_mixture
 
 PRESETS = {"learned": {"a": 0.2, "b": 0.8}, "average": {"a": 0.5, "b": 0.5}, "only a": {"a": 1.0, "b": 0.0}}
 LABELS = {"a": "proxy a", "b": "proxy b"}

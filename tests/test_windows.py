@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from trees import gratings, write_video
 
-from uniego_utils import windows
 from uniego_utils.backbones import create_backbone
-from uniego_utils.manifests import Manifest, VideoCard
-from uniego_utils.timelines import load_timelines
+from uniego_utils.cards import Manifest, VideoCard
+from uniego_utils.data.video import ClipDataset, Video, loader
+from uniego_utils.segmentation import windows
+from uniego_utils.segmentation.timelines import load_timelines
+from uniego_utils.segmentation.windows import encode_video, extract_windows, window_spans
 from uniego_utils.training import predict
-from uniego_utils.video import ClipDataset, Video, loader
-from uniego_utils.windows import encode_video, extract_windows, window_spans
 
 CARD = VideoCard(8, 32, 36, (0.45,) * 3, (0.225,) * 3)
 CPU = torch.device("cpu")

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from uniego_utils.manifests import MergeConfig
+from uniego_utils.cards import MergeConfig
+from uniego_utils.data.video import ClipDataset, loader
+from uniego_utils.experiment import Experiment
 from uniego_utils.objectives import Classification
 from uniego_utils.proxies import common_start
 from uniego_utils.runs import digest, read_json, start_run, write_json
-from uniego_utils.stage import Stage
 from uniego_utils.students import EVALUATION_BATCH, SPLITS, describe_training, finish_student, load_student
 from uniego_utils.training import Learner, predict, read_metrics, score, write_history
-from uniego_utils.video import ClipDataset, loader
 
 Weights = dict[str, Tensor]  # a state dict
 STARTS = ("merged", "layer", "parameter", "average", "best", "soup", "arithmetic", "ties")
@@ -231,22 +231,22 @@ def _step(
     return loss.detach()
 
 
-def time_step(stage: Stage, level: str = "model", repeats: int = 5) -> dict[str, float]:
+def time_step(experiment: Experiment, level: str = "model", repeats: int = 5) -> dict[str, float]:
     """What learning alpha costs: the fastest of `repeats` runs, in seconds, on noise of the preset's shape.
 
     Returns:
         `plain`: forward and backward of one model; `pass`: reading the stacked proxies once, as a
         matrix-vector product a tensor; `step`: one step of alpha.
     """
-    model = stage.backbone().to(stage.device).eval()
-    names = list(stage.card.teachers)
-    stacked = stack_proxies(model.state_dict(), names, lambda name: model.state_dict(), stage.device)
+    model = experiment.backbone().to(experiment.device).eval()
+    names = list(experiment.card.teachers)
+    stacked = stack_proxies(model.state_dict(), names, lambda name: model.state_dict(), experiment.device)
     groups = group_weights(model, level)
-    raw, optimizer = _uniform(stacked, groups, stage.preset.merge)
-    video, count = stage.preset.video, stage.preset.merge.batch_size
+    raw, optimizer = _uniform(stacked, groups, experiment.preset.merge)
+    video, count = experiment.preset.video, experiment.preset.merge.batch_size
     shape = (count, 3, video.num_frames, video.image_size, video.image_size)
-    labels = torch.arange(count, device=stage.device) % len(stage.card.classes)
-    batch = {"clips": torch.randn(shape, device=stage.device), "labels": labels}
+    labels = torch.arange(count, device=experiment.device) % len(experiment.card.classes)
+    batch = {"clips": torch.randn(shape, device=experiment.device), "labels": labels}
 
     def plain() -> None:
         model.zero_grad()
@@ -264,7 +264,7 @@ def time_step(stage: Stage, level: str = "model", repeats: int = 5) -> dict[str,
         for name, work in zip(seconds, (plain, read, step), strict=True):
             started = time.perf_counter()
             work()
-            if stage.device.type == "cuda":
+            if experiment.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name] = min(seconds[name], time.perf_counter() - started)
     return seconds
@@ -372,8 +372,8 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[dict], device: tor
 class Mixer:
     """One model that takes any mixture of the proxies, and shows it to the validation clips."""
 
-    stage: Stage
-    model: nn.Module  # on the stage's device
+    experiment: Experiment
+    model: nn.Module  # on the experiment's device
     stacked: Weights
     clips: dict[str, ClipDataset]  # by split
 
@@ -404,13 +404,15 @@ class Mixer:
 
     def settle(self) -> None:
         """Running statistics measured on the training clips."""
-        torch.manual_seed(self.stage.seed)  # of dropout: the same weights always get the same statistics
-        reestimate_statistics(self.model, loader(self.clips["train"], EVALUATION_BATCH), self.stage.device)
+        torch.manual_seed(self.experiment.seed)  # of dropout: the same weights always get the same statistics
+        reestimate_statistics(
+            self.model, loader(self.clips["train"], EVALUATION_BATCH), self.experiment.device
+        )
 
     def look(self) -> dict[str, float]:
         """Accuracy and loss on validation clips. Raises FloatingPointError if the loss is not finite."""
         val = self.clips["val"]
-        logits = predict(self.model, loader(val, EVALUATION_BATCH), self.stage.device)["logits"]
+        logits = predict(self.model, loader(val, EVALUATION_BATCH), self.experiment.device)["logits"]
         scores = score(logits, torch.tensor(val.labels))
         if not math.isfinite(scores["nll"]):
             raise FloatingPointError(f"a mixture's loss on validation clips is {scores['nll']}")
@@ -433,21 +435,21 @@ def search_scale(mixer: Mixer, start: Weights, direction: Weights, scales: Seque
 
 
 def describe_starts(
-    stage: Stage, starts: Sequence[str], config: MergeConfig, proxies: Mapping[str, Path]
+    experiment: Experiment, starts: Sequence[str], config: MergeConfig, proxies: Mapping[str, Path]
 ) -> dict[str, dict]:
     """What decides each start, for its `config.json`; `proxies` are run folders."""
     digests = {key: digest(folder / "model.safetensors") for key, folder in proxies.items()}
-    general = describe_training(stage, config, None)
+    general = describe_training(experiment, config, None)
     clips = {key: general[key] for key in ("backbone", "video", "manifest")}
     configs = {}
     for name in starts:
-        described = {"seed": stage.seed, "proxies": digests, "start": name}
+        described = {"seed": experiment.seed, "proxies": digests, "start": name}
         if name in LEVELS:
             described["merge"] = asdict(config)
         if name not in ("merged", "average", "best"):  # runs of these exist, described without their clips
             described |= clips
         if name == "soup" or name in DIRECTIONS:
-            described["validation"] = stage.manifest("val").digest
+            described["validation"] = experiment.manifest("val").digest
         if name in DIRECTIONS:
             origins = {read_json(folder / "config.json")["config"]["start"] for folder in proxies.values()}
             if len(origins) > 1:
@@ -464,23 +466,23 @@ def describe_starts(
     return configs
 
 
-def shared_start(stage: Stage, expected: str) -> Weights:
-    """The weights that all proxies started from, on the stage's device; `expected` is their digest.
+def shared_start(experiment: Experiment, expected: str) -> Weights:
+    """The weights that all proxies started from, on the experiment's device; `expected` is their digest.
 
     Raises:
-        ValueError: the stage's common start is another one.
+        ValueError: the experiment's common start is another one.
     """
-    start = common_start(stage)
-    if describe_training(stage, stage.preset.proxy, start)["start"] != expected:
+    start = common_start(experiment)
+    if describe_training(experiment, experiment.preset.proxy, start)["start"] != expected:
         raise ValueError(
             "the common start is not the one that the proxies were trained from; "
             "give the same pretrained weights, or run notebook 02_proxy again in a new folder of outputs"
         )
-    return {name: value.to(stage.device) for name, value in start.items()}
+    return {name: value.to(experiment.device) for name, value in start.items()}
 
 
 def merge_proxies(
-    stage: Stage,
+    experiment: Experiment,
     starts: Sequence[str] = STARTS,
     proxies: Mapping[str, Path] | None = None,
     folder: Path | None = None,
@@ -506,35 +508,37 @@ def merge_proxies(
     """
     if unknown := [name for name in starts if name not in STARTS]:
         raise ValueError(f"unknown start {', '.join(unknown)}; choose of {', '.join(STARTS)}")
-    proxies = proxies or {key: stage.folder("02_proxy") / key for key in stage.card.teachers}
-    keys, folder = list(proxies), folder or stage.folder("03_merging")
+    proxies = proxies or {key: experiment.folder("02_proxy") / key for key in experiment.card.teachers}
+    keys, folder = list(proxies), folder or experiment.folder("03_merging")
     cure = "run notebook 02_proxy with teacher = each"
-    model = stage.backbone()
+    model = experiment.backbone()
     load = lambda key: load_student(proxies[key], cure)  # noqa: E731
-    stacked = stack_proxies(model.state_dict(), keys, load, stage.device)
-    config = stage.preset.merge
-    if stage.recipe.merge_lr is not None:
-        config = replace(config, lr=stage.recipe.merge_lr, weight_decay=stage.recipe.merge_weight_decay)
-    configs = describe_starts(stage, starts, config, proxies)
+    stacked = stack_proxies(model.state_dict(), keys, load, experiment.device)
+    config = experiment.preset.merge
+    if experiment.recipe.merge_lr is not None:
+        config = replace(
+            config, lr=experiment.recipe.merge_lr, weight_decay=experiment.recipe.merge_weight_decay
+        )
+    configs = describe_starts(experiment, starts, config, proxies)
 
     todo = [name for name in starts if not start_run(folder / name, configs[name])]
     if not todo:
         print(f"{folder.name}: {', '.join(starts)} finished before, reused")
         return folder
-    clips = {split: stage.clips(split) for split in SPLITS}
+    clips = {split: experiment.clips(split) for split in SPLITS}
     scores = {key: read_metrics(proxies[key]) for key in keys}
-    mixer = Mixer(stage, model.to(stage.device), stacked, clips)
+    mixer = Mixer(experiment, model.to(experiment.device), stacked, clips)
     for name in todo:
         history = []
         if name in LEVELS:
             groups = group_weights(model, LEVELS[name])
-            batches = lambda epoch: loader(clips["train"], config.batch_size, stage.seed, epoch)  # noqa: E731
-            learned, history = learn_alpha(model, stacked, groups, batches, config, stage.device)
+            batches = lambda epoch: loader(clips["train"], config.batch_size, experiment.seed, epoch)  # noqa: E731
+            learned, history = learn_alpha(model, stacked, groups, batches, config, experiment.device)
             mixer.mix(learned, groups)
             alpha = {group: _named(keys, row) for group, row in learned.items()}
             write_json(folder / name / "alpha.json", alpha[MODEL] if name == "merged" else alpha)
         elif name in DIRECTIONS:
-            start = shared_start(stage, configs[name]["common_start"])
+            start = shared_start(experiment, configs[name]["common_start"])
             parameters = {key: stacked[key] for key, _ in model.named_parameters()}
             history = search_scale(mixer, start, DIRECTIONS[name](parameters, start), configs[name]["scales"])
             chosen = next(record["scale"] for record in history if record["kept"])
@@ -550,7 +554,7 @@ def merge_proxies(
             write_json(folder / name / "alpha.json", _named(keys, chosen))
         if history:
             write_history(folder / name, history)
-        finish_student(folder / name, Learner(model, Classification()), clips, stage.device)
+        finish_student(folder / name, Learner(model, Classification()), clips, experiment.device)
     return folder
 
 

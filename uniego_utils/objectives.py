@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniego_utils.manifests import MethodCard
+from uniego_utils.cards import MethodCard
 from uniego_utils.recipes import Recipe
 
 Losses = dict[str, Tensor]

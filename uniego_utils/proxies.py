@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from uniego_utils.backbones.timesformer import imagenet_weights, inflate
-from uniego_utils.features import read_features, standardise
+from uniego_utils.experiment import Experiment
 from uniego_utils.objectives import Classification, TeacherDistillation
 from uniego_utils.runs import digest, read_tensors, require_finished
-from uniego_utils.stage import Stage
 from uniego_utils.students import describe_training, load_student, train_students
+from uniego_utils.teachers.features import read_features, standardise
 from uniego_utils.training import Learner
 
 BASELINE = "none"  # the student without a teacher
@@ -30,19 +30,19 @@ def student_names(teacher: str, teachers: Iterable[str]) -> list[str]:
     return [teacher]
 
 
-def teacher_targets(stage: Stage, keys: Iterable[str], split: str = "train") -> dict[str, Tensor]:
+def teacher_targets(experiment: Experiment, keys: Iterable[str], split: str = "train") -> dict[str, Tensor]:
     """A split's features (N, D_r) of the teachers, standardised over it if the card says so."""
-    manifest = stage.manifest(split)
+    manifest = experiment.manifest(split)
     targets = {}
     for key in keys:
-        path = stage.outputs / "01_teacher_extraction" / key / f"{split}.safetensors"
-        features = read_features(path, manifest, stage.card.teacher(key).width)
-        targets[key] = standardise(features) if stage.method.standardise else features
+        path = experiment.outputs / "01_teacher_extraction" / key / f"{split}.safetensors"
+        features = read_features(path, manifest, experiment.card.teacher(key).width)
+        targets[key] = standardise(features) if experiment.method.standardise else features
     return targets
 
 
 def common_start(
-    stage: Stage, folder: Path | None = None, rows: Sequence[int] | None = None
+    experiment: Experiment, folder: Path | None = None, rows: Sequence[int] | None = None
 ) -> dict[str, Tensor]:
     """Weights from which all students of a seed start; merging presupposes that they share it.
 
@@ -53,15 +53,15 @@ def common_start(
         folder: holds its run folder; None: notebook 02's.
         rows: train clips to learn from; None: all.
     """
-    backbone = stage.backbone()
-    config = stage.preset.start
+    backbone = experiment.backbone()
+    config = experiment.preset.start
     if config is None:
-        inflate(backbone, imagenet_weights(weights=stage.weights))
+        inflate(backbone, imagenet_weights(weights=experiment.weights))
         return backbone.state_dict()
-    folder = folder or stage.folder("02_proxy")
+    folder = folder or experiment.folder("02_proxy")
     learner = Learner(backbone, Classification(config.label_smoothing))
-    described = describe_training(stage, config, None, **_limited(rows))
-    train_students(stage, {START: learner}, {START: described}, config, folder, START, rows)
+    described = describe_training(experiment, config, None, **_limited(rows))
+    train_students(experiment, {START: learner}, {START: described}, config, folder, START, rows)
     return load_student(folder / START, "run notebook 02_proxy")
 
 
@@ -70,14 +70,18 @@ def _limited(rows: Sequence[int] | None) -> dict[str, str]:
     return {} if rows is None else {"rows": digest(list(rows))}
 
 
-def level_one_objective(stage: Stage, name: str, targets: dict[str, Tensor], width: int) -> Classification:
+def level_one_objective(
+    experiment: Experiment, name: str, targets: dict[str, Tensor], width: int
+) -> Classification:
     """What a student of Level I minimises: equation 1 for its teacher, all teachers, or labels alone."""
-    smoothing = stage.preset.proxy.label_smoothing
+    smoothing = experiment.preset.proxy.label_smoothing
     if name == BASELINE:
         return Classification(smoothing)
     own = targets if name == NAIVE else {name: targets[name]}
-    torch.manual_seed(stage.seed)  # a projection's start does not depend on which other students are trained
-    return TeacherDistillation(own, width, stage.method, stage.recipe, smoothing)
+    torch.manual_seed(
+        experiment.seed
+    )  # a projection's start does not depend on which other students are trained
+    return TeacherDistillation(own, width, experiment.method, experiment.recipe, smoothing)
 
 
 def projected_teacher(folder: Path, key: str, features: Tensor) -> Tensor:
@@ -90,21 +94,21 @@ def projected_teacher(folder: Path, key: str, features: Tensor) -> Tensor:
     return features @ tensors[f"project.{key}.weight"].T + tensors[f"project.{key}.bias"]
 
 
-def train_proxies(stage: Stage, teacher: str) -> Path:
+def train_proxies(experiment: Experiment, teacher: str) -> Path:
     """Train the students that `teacher` asks for (a key, `none`, `all` or `each`) in one pass over the data.
 
     Returns:
         The folder that holds one run folder per student.
     """
-    names = student_names(teacher, stage.card.teachers)
-    keys = list(stage.card.teachers) if NAIVE in names else [name for name in names if name != BASELINE]
-    folder = stage.folder("02_proxy")
-    train_level_one(stage, names, teacher_targets(stage, keys), folder, teacher)
+    names = student_names(teacher, experiment.card.teachers)
+    keys = list(experiment.card.teachers) if NAIVE in names else [name for name in names if name != BASELINE]
+    folder = experiment.folder("02_proxy")
+    train_level_one(experiment, names, teacher_targets(experiment, keys), folder, teacher)
     return folder
 
 
 def train_level_one(
-    stage: Stage,
+    experiment: Experiment,
     names: Sequence[str],
     targets: dict[str, Tensor],
     folder: Path,
@@ -121,21 +125,23 @@ def train_level_one(
         rows: train clips to learn from; None: all.
         start: weights that all begin with; None: the seed's common start.
     """
-    start = common_start(stage) if start is None else start
+    start = common_start(experiment) if start is None else start
     learners, configs = {}, {}
     for name in names:
-        backbone = stage.backbone()
+        backbone = experiment.backbone()
         backbone.load_state_dict(start)
-        learners[name] = Learner(backbone, level_one_objective(stage, name, targets, backbone.feature_width))
+        learners[name] = Learner(
+            backbone, level_one_objective(experiment, name, targets, backbone.feature_width)
+        )
         own = list(targets) if name == NAIVE else [key for key in targets if key == name]
         configs[name] = describe_training(
-            stage,
-            stage.preset.proxy,
+            experiment,
+            experiment.preset.proxy,
             start,
-            recipe=stage.recipe_name,
-            lambda_feat=stage.method.lambda_feat,
-            lambda_cls=stage.method.lambda_cls,
+            recipe=experiment.recipe_name,
+            lambda_feat=experiment.method.lambda_feat,
+            lambda_cls=experiment.method.lambda_cls,
             teachers={key: digest(targets[key].numpy().tobytes()) for key in own},
             **_limited(rows),
         )
-    train_students(stage, learners, configs, stage.preset.proxy, folder, pass_name, rows)
+    train_students(experiment, learners, configs, experiment.preset.proxy, folder, pass_name, rows)

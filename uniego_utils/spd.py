@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniego_utils.data.video import UNKNOWN, loader
+from uniego_utils.experiment import Experiment
 from uniego_utils.merging import STARTS
 from uniego_utils.objectives import Classification, ProxyDistillation, proxy_cross_entropy, shares
 from uniego_utils.proxies import BASELINE, NAIVE, START, common_start, level_one_objective, teacher_targets
 from uniego_utils.runs import digest, read_tensors
-from uniego_utils.stage import Stage
 from uniego_utils.students import (
     EVALUATION_BATCH,
     describe_training,
@@ -23,7 +24,6 @@ from uniego_utils.students import (
     train_students,
 )
 from uniego_utils.training import Backward, Learner, Teach, autocast, predict
-from uniego_utils.video import UNKNOWN, loader
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,12 @@ def random_proxies(clips: int, proxies: int, seed: int) -> Tensor:
     return F.one_hot(drawn, proxies).bool()
 
 
-def ablation_weights(stage: Stage, logits: Tensor, labels: Tensor, k: int) -> dict[str, Tensor]:
+def ablation_weights(experiment: Experiment, logits: Tensor, labels: Tensor, k: int) -> dict[str, Tensor]:
     """Proxies' weights (N, R) for UNIEGO and for `ABLATIONS`, from their train-split logits (N, R, C)."""
-    ceiling = stage.recipe.spd_ce_ceiling
+    ceiling = experiment.recipe.spd_ce_ceiling
     top = {number: shares(select_proxies(logits, labels, number, ceiling)) for number in {k, 2, 3}}
     everyone = shares(torch.ones(logits.shape[:2]))
-    viewpoints = [teacher.viewpoint for teacher in stage.card.teachers.values()]
+    viewpoints = [teacher.viewpoint for teacher in experiment.card.teachers.values()]
     special = {
         "start_all": everyone,
         "all_proxies": everyone,
@@ -202,56 +202,58 @@ def proxy_outputs(pool: Sequence[Path]) -> tuple[Tensor, Tensor]:
     return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
 
 
-def outputs_on(stage: Stage, pool: Sequence[Path], split: str) -> tuple[Tensor, Tensor]:
+def outputs_on(experiment: Experiment, pool: Sequence[Path], split: str) -> tuple[Tensor, Tensor]:
     """Features (M, R, D) and logits (M, R, C) of R proxies on any split, from their weights."""
-    clips, each = stage.clips(split), []
-    for proxy in load_proxies(stage, pool):
-        each.append(predict(proxy, loader(clips, EVALUATION_BATCH), stage.device, stage.preset.spd.bf16))
+    clips, each = experiment.clips(split), []
+    for proxy in load_proxies(experiment, pool):
+        each.append(
+            predict(proxy, loader(clips, EVALUATION_BATCH), experiment.device, experiment.preset.spd.bf16)
+        )
     return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
 
 
-def load_proxies(stage: Stage, pool: Sequence[Path]) -> list[nn.Module]:
-    """The proxies of these run folders, on the stage's device, in eval mode."""
+def load_proxies(experiment: Experiment, pool: Sequence[Path]) -> list[nn.Module]:
+    """The proxies of these run folders, on the experiment's device, in eval mode."""
     proxies = []
     for folder in pool:
-        proxy = stage.backbone()
+        proxy = experiment.backbone()
         proxy.load_state_dict(load_student(folder, "run notebook 02_proxy"))
-        proxies.append(proxy.to(stage.device).eval())
+        proxies.append(proxy.to(experiment.device).eval())
     return proxies
 
 
-def proxy_pool(stage: Stage) -> list[Path]:
+def proxy_pool(experiment: Experiment) -> list[Path]:
     """The run folders of the card's proxies, in its order."""
-    return [stage.folder("02_proxy") / key for key in stage.card.teachers]
+    return [experiment.folder("02_proxy") / key for key in experiment.card.teachers]
 
 
-def start_folders(stage: Stage) -> dict[str, Path]:
+def start_folders(experiment: Experiment) -> dict[str, Path]:
     """Where each start that a `Method` may name lies: students of notebook 02, merges of notebook 03."""
-    level_one, merges = stage.folder("02_proxy"), stage.folder("03_merging")
-    return {name: level_one / name for name in (BASELINE, NAIVE, *stage.card.teachers)} | {
+    level_one, merges = experiment.folder("02_proxy"), experiment.folder("03_merging")
+    return {name: level_one / name for name in (BASELINE, NAIVE, *experiment.card.teachers)} | {
         name: merges / name for name in STARTS
     }
 
 
-def student_folders(stage: Stage) -> dict[str, Path]:
+def student_folders(experiment: Experiment) -> dict[str, Path]:
     """Where every encoder that can be evaluated lies, by name: students of notebook 02 (with a teacher's key:
     its proxy), merges of notebook 03, students of notebook 04; checkpoints as `imported:<name>`."""
-    level_two = {name: stage.folder("04_spd") / name for name in METHODS}
-    imported = {f"imported:{path.name}": path for path in sorted((stage.outputs / "imported").glob("*"))}
-    return {**start_folders(stage), **level_two, **imported}
+    level_two = {name: experiment.folder("04_spd") / name for name in METHODS}
+    imported = {f"imported:{path.name}": path for path in sorted((experiment.outputs / "imported").glob("*"))}
+    return {**start_folders(experiment), **level_two, **imported}
 
 
-def watch_along(stage: Stage, pool: Sequence[Path], bf16: bool) -> Teach:
+def watch_along(experiment: Experiment, pool: Sequence[Path], bf16: bool) -> Teach:
     """Proxies that look at each batch the students see, once for all of them.
 
     Returns:
         A function that adds `proxy_features` (B, R, D) and `proxy_logits` (B, R, C) to a batch.
     """
-    proxies = load_proxies(stage, pool)
+    proxies = load_proxies(experiment, pool)
 
     @torch.no_grad()
     def watch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        with autocast(stage.device, bf16):
+        with autocast(experiment.device, bf16):
             features, logits = zip(*(proxy(batch["clips"]) for proxy in proxies), strict=True)
         seen = {"proxy_features": torch.stack(features, 1), "proxy_logits": torch.stack(logits, 1)}
         return batch | {name: value.float() for name, value in seen.items()}
@@ -260,7 +262,7 @@ def watch_along(stage: Stage, pool: Sequence[Path], bf16: bool) -> Teach:
 
 
 def train_level_two(
-    stage: Stage,
+    experiment: Experiment,
     methods: Mapping[str, Method],
     weights: Mapping[str, Tensor],
     pool: Sequence[Path],
@@ -279,42 +281,42 @@ def train_level_two(
             labels alone, or, from the naive start, goes on learning from the teachers; with `direct` it
             begins to.
         pool: run folders of the R proxies.
-        starts: `start_folders(stage)` unless given.
+        starts: `start_folders(experiment)` unless given.
         targets: the naive student's teachers, as for `train_level_one`; the card's unless given. With
             `unlabelled` (N + M, D_r).
         unlabelled: a split of M clips on which proxies teach too, without labels.
         unseen: what `outputs_on` gives for that split; computed unless given.
         backward: by the student's name, how its gradients come about, where not by one backward pass.
     """
-    config, starts = stage.preset.spd, starts or start_folders(stage)
+    config, starts = experiment.preset.spd, starts or start_folders(experiment)
     features, logits = proxy_outputs(pool)
-    labels = torch.tensor(stage.manifest("train").labels)
+    labels = torch.tensor(experiment.manifest("train").labels)
     if unlabelled is not None:
-        unseen = unseen or outputs_on(stage, pool, unlabelled)
+        unseen = unseen or outputs_on(experiment, pool, unlabelled)
         features, logits = (torch.cat(both) for both in zip((features, logits), unseen, strict=True))
         labels = torch.cat([labels, torch.full((len(unseen[0]),), UNKNOWN)])
     outputs = digest(features.numpy().tobytes() + logits.numpy().tobytes())
     learners, configs = {}, {}
     for name, method in methods.items():
         if method.start == START:
-            start = common_start(stage)
+            start = common_start(experiment)
         else:
             start = load_student(starts[method.start], "run notebooks 02_proxy and 03_merging first")
-        backbone = stage.backbone()
+        backbone = experiment.backbone()
         backbone.load_state_dict(start)
-        inputs: dict = {"recipe": stage.recipe_name}
+        inputs: dict = {"recipe": experiment.recipe_name}
         if unlabelled is not None:
-            inputs["unlabelled"] = stage.manifest(unlabelled).digest
-        torch.manual_seed(stage.seed)
+            inputs["unlabelled"] = experiment.manifest(unlabelled).digest
+        torch.manual_seed(experiment.seed)
         if name in weights:
-            settings = replace(stage.method, **method.changes)
+            settings = replace(experiment.method, **method.changes)
             objective = ProxyDistillation(
                 features,
                 logits,
                 weights[name],
                 labels,
                 settings,
-                stage.recipe,
+                experiment.recipe,
                 config.label_smoothing,
                 method.drop,
             )
@@ -326,16 +328,16 @@ def train_level_two(
             }
         elif method.start == NAIVE or method.direct:
             if targets is None:
-                targets = teacher_targets(stage, stage.card.teachers)
+                targets = teacher_targets(experiment, experiment.card.teachers)
                 if unlabelled is not None:
-                    more = teacher_targets(stage, stage.card.teachers, unlabelled)
+                    more = teacher_targets(experiment, experiment.card.teachers, unlabelled)
                     targets = {key: torch.cat([rows, more[key]]) for key, rows in targets.items()}
-            objective = level_one_objective(stage, NAIVE, targets, backbone.feature_width)
+            objective = level_one_objective(experiment, NAIVE, targets, backbone.feature_width)
             if method.start == NAIVE:
                 objective.load_state_dict(read_tensors(starts[NAIVE] / "objective.safetensors"))
             inputs |= {
-                "lambda_feat": stage.method.lambda_feat,
-                "lambda_cls": stage.method.lambda_cls,
+                "lambda_feat": experiment.method.lambda_feat,
+                "lambda_cls": experiment.method.lambda_cls,
                 "teachers": {key: digest(value.numpy().tobytes()) for key, value in targets.items()},
             }
         else:
@@ -343,7 +345,7 @@ def train_level_two(
         learners[name] = Learner(backbone, objective, (backward or {}).get(name))
         if learners[name].backward is not None:
             inputs["backward"] = learners[name].backward.describe()
-        configs[name] = describe_training(stage, config, start, **inputs)
-    live = stage.recipe.spd_live_targets and bool(weights)
-    teach = partial(watch_along, stage, pool, config.bf16) if live else None
-    train_students(stage, learners, configs, config, folder, "spd", teach=teach, unlabelled=unlabelled)
+        configs[name] = describe_training(experiment, config, start, **inputs)
+    live = experiment.recipe.spd_live_targets and bool(weights)
+    teach = partial(watch_along, experiment, pool, config.bf16) if live else None
+    train_students(experiment, learners, configs, config, folder, "spd", teach=teach, unlabelled=unlabelled)

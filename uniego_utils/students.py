@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from uniego_utils.manifests import TrainConfig
+from uniego_utils.cards import TrainConfig
+from uniego_utils.data.video import ClipDataset, ClipSubset, WithUnlabelled, loader
+from uniego_utils.experiment import Experiment
 from uniego_utils.runs import digest, finish_run, read_tensors, require_finished, start_run, write_tensors
-from uniego_utils.stage import Stage
 from uniego_utils.training import Learner, Teach, fit, predict, score, write_history
-from uniego_utils.video import ClipDataset, ClipSubset, WithUnlabelled, loader
 
 EVALUATION_BATCH = 64
 SPLITS = ("train", "val", "test")
@@ -33,24 +33,24 @@ def load_outputs(folder: Path, split: str, cure: str) -> dict[str, Tensor]:
 
 
 def describe_training(
-    stage: Stage, config: TrainConfig, start: dict[str, Tensor] | None, **inputs: object
+    experiment: Experiment, config: TrainConfig, start: dict[str, Tensor] | None, **inputs: object
 ) -> dict:
     """What decides a student's weights, for its `config.json`: numbers, and digests of its inputs."""
     weights = b"" if start is None else b"".join(start[name].numpy().tobytes() for name in sorted(start))
     return {
-        "dataset": stage.card.name,
-        "seed": stage.seed,
-        "backbone": [stage.preset.backbone, stage.preset.size],
-        "video": stage.preset.video.decisive(),
+        "dataset": experiment.card.name,
+        "seed": experiment.seed,
+        "backbone": [experiment.preset.backbone, experiment.preset.size],
+        "video": experiment.preset.video.decisive(),
         "train": asdict(config),
-        "manifest": stage.manifest("train").digest,
+        "manifest": experiment.manifest("train").digest,
         "start": digest(weights),
         **inputs,
     }
 
 
 def train_students(
-    stage: Stage,
+    experiment: Experiment,
     learners: dict[str, Learner],
     configs: dict[str, dict],
     config: TrainConfig,
@@ -78,35 +78,37 @@ def train_students(
     if not todo:
         print(f"{folder.name}: {', '.join(learners)} finished before, reused")
         return
-    clips = {split: stage.clips(split) for split in SPLITS}
+    clips = {split: experiment.clips(split) for split in SPLITS}
     for dataset in clips.values():
         if dataset.cached is not None:
             print(dataset.throughput)
     val_labels = torch.tensor(clips["val"].labels)
 
     def look(model: nn.Module) -> dict[str, float]:
-        logits = predict(model, loader(clips["val"], EVALUATION_BATCH), stage.device, config.bf16)["logits"]
+        logits = predict(model, loader(clips["val"], EVALUATION_BATCH), experiment.device, config.bf16)[
+            "logits"
+        ]
         return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
 
     seen = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
     if unlabelled is not None:
-        seen = WithUnlabelled(clips["train"], stage.clips(unlabelled))
+        seen = WithUnlabelled(clips["train"], experiment.clips(unlabelled))
     checkpoint = folder / f"{pass_name}.checkpoint.safetensors"
     history = fit(
         todo,
-        lambda epoch: loader(seen, config.batch_size, stage.seed, epoch),
+        lambda epoch: loader(seen, config.batch_size, experiment.seed, epoch),
         config,
-        stage.seed,
+        experiment.seed,
         checkpoint,
-        stage.device,
+        experiment.device,
         look,
-        accumulate=stage.recipe.accumulate(config.batch_size),
+        accumulate=experiment.recipe.accumulate(config.batch_size),
         teach=None if teach is None else teach(),
         describe=pass_name,
     )
     for name, learner in todo.items():
         write_history(folder / name, history[name])
-        finish_student(folder / name, learner, clips, stage.device, config.bf16)
+        finish_student(folder / name, learner, clips, experiment.device, config.bf16)
     checkpoint.unlink(missing_ok=True)
 
 

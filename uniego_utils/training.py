@@ -1,4 +1,4 @@
-"""The training loop of every stage: several learners may share one pass over the data.
+"""The training loop of every student: several learners may share one pass over the data.
 
 A learner is a model with its objective. Learners that share a pass see the very same batches and the same
 dropout draws, so training them together or alone gives the same weights, and comparisons are paired.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from uniego_utils.manifests import TrainConfig
+from uniego_utils.cards import TrainConfig
 from uniego_utils.runs import (
     read_json,
     read_notes,

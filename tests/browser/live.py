@@ -23,7 +23,7 @@ import pytest
 from nbformat.v4 import new_code_cell
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from uniego_utils.runner import run_notebook
+from uniego_utils.pipeline.runner import run_notebook
 
 PROJECT = Path(__file__).parents[2]
 DATASET = "mocap"

@@ -8,7 +8,7 @@ from timm.layers import Attention, DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniego_utils.weights import load_exactly, locate_weights, read_weights
+from uniego_utils.backbones.pretrained import load_exactly, locate_weights, read_weights
 
 SIZES = {
     "tiny": dict(width=64, depth=2, heads=2, tubelet=4, stem=(16, 32, 64), drop=0.1),

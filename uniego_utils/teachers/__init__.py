@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from uniego_utils.manifests import Card, Manifest, Preset, from_mapping, merged
+from uniego_utils.backbones.pretrained import state_digest
+from uniego_utils.cards import Card, Manifest, Preset, from_mapping, merged
 from uniego_utils.runs import FEATURE_PACKAGES, finish_run, read_tensors, start_run, write_tensors
 from uniego_utils.teachers import (
     depth,
@@ -28,7 +29,6 @@ from uniego_utils.teachers import (
 )
 from uniego_utils.teachers.batches import Job
 from uniego_utils.training import write_history
-from uniego_utils.weights import state_digest
 
 MODULES = {
     module.__name__.rpartition(".")[2]: module

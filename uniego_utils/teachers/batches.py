@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from uniego_utils.manifests import Card, Manifest, Preset, TeacherCard
-from uniego_utils.video import ClipDataset, EpochSampler
+from uniego_utils.cards import Card, Manifest, Preset, TeacherCard
+from uniego_utils.data.video import ClipDataset, EpochSampler
 
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
 

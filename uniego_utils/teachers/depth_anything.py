@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from uniego_utils.manifests import Manifest
+from uniego_utils.backbones.pretrained import find_weights, from_hub, load_transformers
+from uniego_utils.cards import Manifest
 from uniego_utils.runs import read_json
 from uniego_utils.teachers.batches import Job
 from uniego_utils.teachers.foundation import FrameClips, shown, vit_images
 from uniego_utils.teachers.images import pool_frames, pooled_width
-from uniego_utils.weights import find_weights, from_hub, load_transformers
 
 if TYPE_CHECKING:
     from transformers import DepthAnythingForDepthEstimation

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniego_utils.manifests import Manifest, TrainConfig
+from uniego_utils.cards import Manifest, TrainConfig
 from uniego_utils.teachers import images
 from uniego_utils.teachers.batches import Job, TensorBatches
 from uniego_utils.training import Learner, fit

@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from uniego_utils.backbones.timesformer import PATCH, ConvStem
-from uniego_utils.manifests import Manifest, VideoCard
+from uniego_utils.cards import Manifest, VideoCard
+from uniego_utils.data.video import ClipDataset
 from uniego_utils.teachers.batches import Job, subtract_background
-from uniego_utils.video import ClipDataset
 
 STEM = (16, 32, 64)  # channels of the convolutional stem before the tokens
 POOLINGS = {"mean": 1, "mean_std": 2, "mean_std_speed": 3}  # name -> width over the frames' width

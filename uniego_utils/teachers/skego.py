@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from uniego_utils.backbones.timesformer import TimeSformer
-from uniego_utils.manifests import Manifest
-from uniego_utils.skeletons import Layout, layout_of, read_skeleton
+from uniego_utils.cards import Manifest
+from uniego_utils.data.skeletons import Layout, layout_of, read_skeleton
+from uniego_utils.data.video import ClipDataset, open_clip, span_edges
 from uniego_utils.teachers import timesformer
 from uniego_utils.teachers.batches import EvaluationClips, Job, require_column, subtract_background
-from uniego_utils.video import ClipDataset, open_clip, span_edges
 
 
 @dataclass(frozen=True)

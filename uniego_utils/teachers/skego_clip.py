@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uniego_utils.manifests import Manifest
+from uniego_utils.cards import Manifest
+from uniego_utils.data.video import sample_times
 from uniego_utils.teachers import foundation
 from uniego_utils.teachers.batches import Job
 from uniego_utils.teachers.skego import Boxes, BoxSettings, crop
-from uniego_utils.video import sample_times
 
 
 @dataclass(frozen=True)

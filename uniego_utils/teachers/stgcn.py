@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from uniego_utils.manifests import Manifest, TrainConfig
+from uniego_utils.cards import Manifest, TrainConfig
+from uniego_utils.data.skeletons import Layout, layout_of, read_joints, read_skeleton
 from uniego_utils.objectives import Classification
-from uniego_utils.skeletons import Layout, layout_of, read_joints, read_skeleton
 from uniego_utils.teachers.batches import Job, TensorBatches, require_column
 from uniego_utils.training import Learner, fit
 

@@ -17,11 +17,11 @@ from uniego_utils.backbones.timesformer import (
     inflate,
     kinetics_weights,
 )
-from uniego_utils.manifests import Manifest, TrainConfig
+from uniego_utils.cards import Manifest, TrainConfig
+from uniego_utils.data.video import ClipDataset, loader
 from uniego_utils.objectives import Classification
 from uniego_utils.teachers.batches import EvaluationClips, Job, Spans
 from uniego_utils.training import Learner, fit
-from uniego_utils.video import ClipDataset, loader
 
 
 @dataclass(frozen=True)

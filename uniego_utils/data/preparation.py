@@ -1,0 +1,228 @@
+"""Notebook 00's work: clips generated or found on disk, their skeletons, and manifests of those usable."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from uniego_utils.cards import CARDS, CLASSES_FILE, Manifest, from_mapping, load_card, merged
+from uniego_utils.data import pose
+from uniego_utils.data.skeletons import (
+    Layout,
+    convert_npz,
+    convert_pyskl,
+    layout_of,
+    read_joints,
+    skeleton_fault,
+    skeleton_file,
+)
+from uniego_utils.data.usable import BUILDERS, Summary, write_manifests
+from uniego_utils.data.video import frame_indices, open_clip, sample_times
+from uniego_utils.experiment import Experiment, project_path
+from uniego_utils.mocap import clips as mocap
+from uniego_utils.mocap import untrimmed
+from uniego_utils.runs import digest, read_json, read_tensors
+from uniego_utils.teachers import plan
+
+GENERATED = "mocap"  # the builder that renders its clips instead of finding them
+WITH_SKELETON = ("train", "val")  # splits that teachers see; test clips are the student's alone
+
+
+@dataclass(frozen=True)
+class GivenSkeletons:
+    """Skeleton files that somebody made, one a clip, named by it; `faults` says why some clips have none."""
+
+    folder: Path
+    layout: str
+    faults: Mapping[str, str] = field(default_factory=dict, repr=False)  # clip_id -> reason
+
+    def __call__(self, clip: pd.Series) -> dict[str, Tensor]:
+        """The tensors of a clip's file. Raises ValueError if there is none, or none that can be used."""
+        path = self._path(clip)
+        if fault := self.faults.get(clip["clip_id"]):
+            raise ValueError(fault)
+        if not path.is_file():
+            raise ValueError("none of this clip in the skeletons given")
+        if fault := skeleton_fault(path, layout_of(self.layout)):
+            raise ValueError(fault)
+        return read_tensors(path)
+
+    def stamp(self, clip: pd.Series) -> str:
+        """What tells a clip's file from another that takes its place."""
+        path = self._path(clip)
+        return digest(path) if path.is_file() else ""
+
+    def _path(self, clip: pd.Series) -> Path:
+        return self.folder / skeleton_file(clip["clip_id"])
+
+
+def prepare_data(
+    experiment: Experiment, changes: Mapping[str, Any], allow_missing: float, skeletons: str
+) -> tuple[Experiment, Summary]:
+    """Make or find the clips of the experiment's card, check every file, write the manifests.
+
+    Args:
+        changes: of the settings of the card's builder (`data` of the preset).
+        allow_missing: share of the annotated clips that may be unusable; they are left out and listed.
+        skeletons: a pyskl-style pickle, or a folder of npz or safetensors files named by clip; empty: those
+            that the dataset publishes or, if it publishes none, estimated from the exo videos.
+
+    Returns:
+        The experiment, with the classes that the annotations name if the card names none; and what was found.
+
+    Raises:
+        ValueError: unknown settings, more unusable clips than allowed, a class or split without clips.
+        FileNotFoundError: official annotations are missing, or `skeletons` is.
+    """
+    content = merged(experiment.preset.data, changes)
+    where = f"{experiment.card.name}: settings of its builder"
+    if experiment.card.builder == GENERATED:
+        return experiment, _generate(
+            experiment, from_mapping(mocap.MocapSettings, {**content, "seed": experiment.seed}, where)
+        )
+    if experiment.card.builder not in BUILDERS:
+        known = ", ".join([GENERATED, *BUILDERS])
+        raise ValueError(
+            f"{experiment.card.name}: unknown builder {experiment.card.builder!r}; choose one of {known}"
+        )
+    builder = BUILDERS[experiment.card.builder]
+    settings = from_mapping(builder.Settings, content, where)
+    named = load_card(experiment.card.name).classes  # not those that an earlier run found
+    annotated = builder.annotated(experiment.data_root, settings, named)
+    needs = skeleton_columns(experiment)
+    if skeletons and "skeleton" in needs:
+        annotated = replace(annotated, skeleton=given_skeletons(experiment, skeletons))
+    published = {"skeleton"} if annotated.skeleton is not None else set()
+    listed = {column for column in needs if column in annotated.clips}
+    annotated = replace(annotated, clips=_told_of_blanks(annotated.clips, listed - published))
+    published |= listed
+    summary = write_manifests(
+        experiment.card,
+        annotated,
+        experiment.data_root,
+        experiment.data,
+        allow_missing,
+        WITH_SKELETON if needs else (),
+        estimators={
+            column: _estimator(experiment, column, needs[column]) for column in needs.keys() - published
+        },
+    )
+    classes = tuple(read_json(experiment.data / CLASSES_FILE))
+    return replace(experiment, card=replace(experiment.card, classes=classes)), summary
+
+
+def _told_of_blanks(clips: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Clips that teachers see but whose table names no skeleton get a reason."""
+    for column in columns:
+        blank = clips[column].isna() & clips["split"].isin(WITH_SKELETON) & clips["reason"].isna()
+        clips = clips.assign(reason=clips["reason"].astype(object).mask(blank, "no skeleton: none named"))
+    return clips
+
+
+def skeleton_columns(experiment: Experiment) -> dict[str, str | None]:
+    """The manifest's columns with skeletons that the card's teachers read, and the layout of each."""
+    columns = {}
+    for key in experiment.card.teachers:
+        settings = plan(key, experiment.card, experiment.preset).settings
+        if column := getattr(settings, "skeleton", None):
+            columns[column] = settings.layout or experiment.card.skeleton
+    return columns
+
+
+def joints_in_picture(experiment: Experiment, manifest: Manifest, row: int) -> tuple[Tensor, Layout] | None:
+    """Joints (T, V, 2) of a clip's first person in pixels of the exo picture, and their layout; None where no
+    skeleton of the clip is in pixels."""
+    for column, name in skeleton_columns(experiment).items():
+        if column in manifest.rows and pd.notna(manifest.rows[column][row]):
+            path = manifest.path(row, column)
+            if "exo_joints_2d" in read_tensors(path):
+                return read_joints(path, "exo_joints_2d", layout_of(name))[0], layout_of(name)
+    return None
+
+
+def read_moments(manifest: Manifest, row: int, column: str, count: int = 8) -> np.ndarray:
+    """`count` pictures over a clip from one of its videos, e.g. `ego_video`: (count, H, W, 3) uint8."""
+    video = open_clip(manifest, row, column.partition("_")[0], column)
+    times = sample_times(*manifest.rows.loc[row, ["start_s", "end_s"]], count)
+    return video.read(frame_indices(times, video.fps, video.frames))
+
+
+def clip_strips(experiment: Experiment, manifest: Manifest, row: int, count: int = 8) -> dict[str, Any]:
+    """All that there is to see of a clip, for `plots.plot_strips`: its views, depths, and the skeleton drawn
+    into the exo view, each where the manifest has it.
+
+    Returns:
+        `strips`: what it is -> (count, H, W, 3); `overlays`: the same -> joints (count, V, 2); `bones`.
+    """
+    columns = [f"{view}_video" for view in experiment.card.views]
+    columns += [
+        name for name in manifest.rows if name.endswith("_depth") and pd.notna(manifest.rows[name][row])
+    ]
+    strips = {
+        name.removesuffix("_video").replace("_", " "): read_moments(manifest, row, name, count)
+        for name in columns
+    }
+    overlays, bones = {}, ()
+    if "exo" in strips and (found := joints_in_picture(experiment, manifest, row)) is not None:
+        joints, layout = found
+        strips["exo + skeleton"], bones = strips["exo"], layout.bones
+        overlays["exo + skeleton"] = joints[(2 * np.arange(count) + 1) * len(joints) // (2 * count)].numpy()
+    return {"strips": strips, "overlays": overlays, "bones": bones}
+
+
+def given_skeletons(experiment: Experiment, skeletons: str) -> GivenSkeletons:
+    """Skeletons from a file or folder that somebody made, converted to the suite's format."""
+    place, layout = project_path(skeletons), experiment.card.skeleton
+    arrays = [place] if place.is_file() else sorted(place.glob("*.npz"))
+    if not arrays:
+        if not any(place.glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"skeletons={skeletons!r} is no pickle and no folder of .npz or .safetensors files "
+                f"named by clip"
+            )
+        return GivenSkeletons(place, layout)
+    content = digest("".join(digest(path) for path in arrays).encode())[:12]
+    converted = experiment.data / "converted_skeletons" / content  # never those of another file
+    if place.is_file():
+        table = convert_pyskl(place, layout, converted)
+    else:
+        table = convert_npz(arrays, layout, converted)
+    faulty = table[table["reason"] != ""]
+    return GivenSkeletons(converted, layout, dict(zip(faulty["clip_id"], faulty["reason"], strict=True)))
+
+
+def _estimator(experiment: Experiment, column: str, layout: str | None) -> Callable[[Manifest], pd.DataFrame]:
+    """What estimates the skeletons of a manifest's clips from their exo videos."""
+    if layout != pose.LAYOUT:
+        raise ValueError(
+            f"{experiment.card.name} publishes no skeletons of {layout}, and estimated ones are of "
+            f"{pose.LAYOUT}; give them by the parameter `skeletons`, or change the card's skeleton"
+        )
+    settings = from_mapping(
+        pose.Settings, experiment.preset.pose, f"{experiment.card.name}: settings of pose"
+    )
+    return partial(
+        pose.estimate,
+        view="exo",
+        folder=experiment.data / f"{column}s",
+        settings=settings,
+        weights=experiment.weights,
+        device=experiment.device,
+    )
+
+
+def _generate(experiment: Experiment, settings: mocap.MocapSettings) -> Summary:
+    motions = CARDS / "mocap" / "humanoid_motions.npz"
+    mocap.build(experiment.data_root, motions, settings, manifests=experiment.data)
+    if experiment.preset.untrimmed:
+        where = f"{experiment.card.name}: settings of untrimmed videos"
+        videos = from_mapping(untrimmed.UntrimmedSettings, experiment.preset.untrimmed, where)
+        untrimmed.build(experiment.data_root, motions, settings, videos, manifests=experiment.data)
+    counts = {split: len(experiment.manifest(split)) for split in experiment.card.splits}
+    reasons = pd.DataFrame({"split": [], "reason": [], "clips": []})
+    return Summary(pd.DataFrame({"annotated": counts, "usable": counts}), reasons, {})

@@ -1,0 +1,334 @@
+"""From a dataset's official annotations and the videos on disk to manifests without a single unusable clip.
+
+Each module of this package has `Settings`, a frozen dataclass, and `annotated(root, settings, classes)`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from uniego_utils.cards import CLASSES_FILE, MAX_LISTED, Card, Manifest, find_file
+from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness
+from uniego_utils.data import folder as own_videos
+from uniego_utils.data.annotated import SPLITS, Annotated
+from uniego_utils.data.inventory import ABSENT, inspect_videos
+from uniego_utils.data.skeletons import layout_of, skeleton_fault
+from uniego_utils.data.video import SPAN_TOLERANCE_S
+from uniego_utils.runs import digest, read_notes, write_json, write_tensors, written_whole
+
+BUILDERS = {
+    "egoexo_fitness": egoexo_fitness,
+    "assembly101": assembly101,
+    "egoexo4d": egoexo4d,
+    "folder": own_videos,
+}
+UNTRAINED = "class without training clips"
+BY_RULE = (UNTRAINED, "step outside the labels")  # reasons that no file could cure: told, but not refused
+FPS_TOLERANCE = 0.005  # relative; lets 29.97 pass for 30
+
+# The usable clips of a split -> a row a clip: `clip_id`, `skeleton` (file within `<column>s`; "" if there is
+# none) and `reason`.
+Estimator = Callable[[Manifest], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of the annotations, for people to look at."""
+
+    counts: pd.DataFrame  # by split: annotated, usable, published (by the paper, which has no val)
+    reasons: pd.DataFrame  # split, reason, clips: why clips were left out
+    inferred: Mapping[str, str]  # setting -> what was inferred, and from what
+    absent: tuple[str, ...] = ()  # classes without any clip, as in a part of a dataset
+
+
+def write_manifests(
+    card: Card,
+    annotated: Annotated,
+    root: Path,
+    folder: Path,
+    allow_missing: float = 0.0,
+    splits_with_skeleton: tuple[str, ...] = (),
+    workers: int = 4,
+    progress: bool = True,
+    estimators: Mapping[str, Estimator] | None = None,
+) -> Summary:
+    """Look at every video and write the manifests of the clips that can be used.
+
+    Always writes `inventory.csv` (see `inspect_videos`), `missing.csv` (every unusable clip with its reason
+    and files) and `reasons.csv` (their counts). If few enough are missing, `skeletons/<clip_id>.safetensors`;
+    and if few enough lack one, `train.csv`, `val.csv`, `test.csv`, `segments.csv` and `classes.json`. An
+    existing skeleton is kept if it was made from the same span with the same settings.
+
+    Args:
+        card: its `views` say whether exo videos are needed.
+        root: the data root.
+        folder: where everything is written.
+        allow_missing: share of clips, and of videos to segment, that may be unusable.
+        splits_with_skeleton: whose clips must have a skeleton, published or estimated.
+        workers: videos looked at in parallel.
+        estimators: for each column of skeletons that are not published, what makes them.
+
+    Raises:
+        ValueError: more is missing than allowed, or a split has no clips.
+    """
+    folder = Path(folder)
+    clips = annotated.clips.reset_index(drop=True)
+    if clips["clip_id"].duplicated().any():
+        raise ValueError(f"{card.name}: the annotations give several clips the same clip_id")
+    columns = [f"{view}_video" for view in card.views]
+    paths = pd.unique(clips[columns].to_numpy().ravel())
+    if annotated.segments is not None:
+        paths = np.concatenate([paths, annotated.segments["ego_video"].unique()])
+    videos = inspect_videos(
+        [path for path in paths if isinstance(path, str)], root, folder / "inventory.csv", workers, progress
+    ).to_dict("index")
+
+    clips["end_s"] = [
+        _end(clip, card.views, videos) if pd.isna(clip["end_s"]) else clip["end_s"]
+        for clip in clips.to_dict("records")
+    ]
+    clips["reason"] = [
+        _reason(clip, card, annotated, videos, root) if pd.isna(clip["reason"]) else clip["reason"]
+        for clip in clips.to_dict("records")
+    ]
+    segments, unusable = _usable_segments(annotated, videos)
+    clips = _without_untrained(clips)
+    _report(card, clips, annotated, unusable, allow_missing, folder)  # before hours go into skeletons
+    if annotated.skeleton is not None:
+        clips = _with_skeletons(clips, annotated, folder, splits_with_skeleton, progress)
+    for column, estimate in (estimators or {}).items():
+        for split in splits_with_skeleton:
+            clips = _with_estimates(clips, annotated, root, folder, split, column, estimate)
+    clips = _without_untrained(clips)
+    reasons = _report(card, clips, annotated, unusable, allow_missing, folder)
+    usable = clips[clips["reason"].isna()].drop(columns="reason")
+    sizes = {path: row["bytes"] for path, row in videos.items()}
+    for view in card.views:  # so that a file that changes afterwards is noticed
+        usable[f"{view}_bytes"] = usable[f"{view}_video"].map(sizes).astype("Int64")
+    for column in [name for name in usable if name.endswith("skeleton")]:
+        usable[f"{column}_digest"] = [_content(name, root, folder) for name in usable[column]]
+    _require_all(card, usable, folder)
+    for split in SPLITS:
+        rows = usable[usable["split"] == split].drop(columns="split").dropna(axis=1, how="all")
+        _write_csv(folder / f"{split}.csv", rows.reindex(columns=_ordered(rows)))
+    if segments is not None:
+        _write_csv(folder / "segments.csv", segments)
+    write_json(folder / CLASSES_FILE, list(annotated.classes))
+    absent = tuple(name for name in annotated.classes if name not in set(usable["label"]))
+    return Summary(_counts(clips, usable, annotated.published), reasons, annotated.inferred, absent)
+
+
+def _content(name: str | float, root: Path, folder: Path) -> str | float:
+    """The digest of a skeleton file, which is small: another skeleton is another manifest."""
+    return name if pd.isna(name) else digest(find_file(name, Path(folder), Path(root)))[:12]
+
+
+def _without_untrained(clips: pd.DataFrame) -> pd.DataFrame:
+    """Clips of classes that have no usable training clip get a reason: nothing could name them."""
+    usable = clips["reason"].isna()
+    trained = clips.loc[usable & (clips["split"] == "train"), "label"].unique()
+    untrained = usable & ~clips["label"].isin(trained)
+    return clips.assign(reason=clips["reason"].astype(object).mask(untrained, UNTRAINED))
+
+
+def _end(clip: Mapping, views: tuple[str, ...], videos: Mapping[str, dict]) -> float:
+    """The end of a clip that lasts as long as its videos; NaN where one cannot be read."""
+    ends = []
+    for view in views:
+        video = videos.get(clip[f"{view}_video"])
+        if video is None or video["fault"] is not None:
+            return np.nan
+        rate = clip.get(f"{view}_fps", np.nan)
+        ends.append(video["frames"] / rate if pd.isna(video["seconds"]) else video["seconds"])
+    return np.nan if any(pd.isna(end) for end in ends) else min(ends)
+
+
+def _reason(
+    clip: Mapping, card: Card, annotated: Annotated, videos: Mapping[str, dict], root: Path
+) -> str | float:
+    """Why a clip cannot be used, in words that are the same for all clips alike; NaN if it can."""
+    if clip["label"] not in annotated.classes:
+        return "label outside the classes"
+    for view in card.views:
+        path = clip[f"{view}_video"]
+        if pd.isna(path) or videos[path]["fault"] == ABSENT:
+            return f"no {view} video"
+        if fault := _fault_of_video(clip, view, videos[path], annotated):
+            return fault
+    if not clip["end_s"] - clip["start_s"] >= annotated.min_seconds or clip["start_s"] < 0:
+        return f"shorter than {annotated.min_seconds} s"
+    skeleton = clip.get("skeleton", np.nan)
+    if not pd.isna(skeleton):
+        path = Path(root) / skeleton
+        fault = skeleton_fault(path, layout_of(card.skeleton)) if path.is_file() else "file absent"
+        return f"no skeleton: {fault}" if fault else np.nan
+    return np.nan
+
+
+def _fault_of_video(clip: Mapping, view: str, video: Mapping, annotated: Annotated) -> str | None:
+    if video["fault"] is not None:
+        return video["fault"]
+    turned = clip.get(f"{view}_rotate", 0)
+    turned = 0 if pd.isna(turned) else int(turned)
+    if turned and video["rotation"]:  # decord turns by the header, so the pictures would be turned twice
+        return "rotated by its header"
+    sides = (video["width"], video["height"]) if turned % 180 == 0 else (video["height"], video["width"])
+    if sides[0] < sides[1] and not annotated.allow_portrait:
+        return "portrait picture"
+    seconds = video["seconds"]
+    if pd.isna(seconds):  # a folder of pictures
+        rate = clip.get(f"{view}_fps", np.nan)
+        if pd.isna(rate):
+            return f"no {view}_fps for its folder of pictures"
+        seconds = video["frames"] / rate
+    elif annotated.fps and abs(video["fps"] / annotated.fps - 1) > FPS_TOLERANCE:
+        return f"frame rate {video['fps']:.1f}, expected {annotated.fps:.1f}"
+    if seconds < clip["end_s"] - SPAN_TOLERANCE_S or seconds <= clip["start_s"]:
+        return "video ends before its annotation"
+    return None
+
+
+def _with_skeletons(
+    clips: pd.DataFrame, annotated: Annotated, folder: Path, splits: tuple[str, ...], progress: bool
+) -> pd.DataFrame:
+    """Write the skeletons of the usable clips of `splits`; a clip without one gets a reason."""
+    clips = clips.assign(skeleton=np.nan).astype({"skeleton": object, "reason": object})
+    wanted = clips[clips["reason"].isna() & clips["split"].isin(splits)].sort_values("take", kind="stable")
+    for row, clip in tqdm(
+        wanted.iterrows(), "skeletons", len(wanted), disable=not progress or wanted.empty, leave=False
+    ):
+        name = f"skeletons/{clip['clip_id']}.safetensors"
+        source = [repr(annotated.skeleton), annotated.skeleton.stamp(clip)]
+        origin = digest([clip["take"], clip["start_s"], clip["end_s"], *source])
+        path = folder / name
+        try:
+            if not path.is_file() or read_notes(path).get("made_from") != origin:
+                write_tensors(path, annotated.skeleton(clip), {"made_from": origin})
+            clips.at[row, "skeleton"] = name
+        except ValueError as error:
+            clips.at[row, "reason"] = f"no skeleton: {error}"
+    return clips
+
+
+def _with_estimates(
+    clips: pd.DataFrame,
+    annotated: Annotated,
+    root: Path,
+    folder: Path,
+    split: str,
+    column: str,
+    estimate: Estimator,
+) -> pd.DataFrame:
+    """Have the skeletons of a split's usable clips estimated; a clip without one gets a reason."""
+    rows = clips[clips["reason"].isna() & (clips["split"] == split)]
+    if rows.empty:
+        return clips
+    told = rows.drop(columns=["split", "reason"]).reset_index(drop=True)
+    manifest = Manifest(split, told, annotated.classes, Path(root), digest(list(told["clip_id"])), folder)
+    made = estimate(manifest).set_index("clip_id").reindex(rows["clip_id"])
+    found = made["skeleton"].fillna("").to_numpy() != ""
+    clips = clips.assign(**{column: clips.get(column, np.nan)}).astype({column: object, "reason": object})
+    clips.loc[rows.index[found], column] = [f"{column}s/{name}" for name in made["skeleton"][found]]
+    clips.loc[rows.index[~found], "reason"] = [f"no skeleton: {reason}" for reason in made["reason"][~found]]
+    return clips
+
+
+def _usable_segments(
+    annotated: Annotated, videos: Mapping[str, dict]
+) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """The segments of sound videos, and one row for each other video: a video counts whole or not at all."""
+    segments = annotated.segments
+    if segments is None:
+        return None, pd.DataFrame()
+    faults = {}
+    for clip in segments.to_dict("records"):
+        path = clip["ego_video"]
+        if pd.isna(path) or videos[path]["fault"] == ABSENT:
+            fault = "no ego video"
+        else:
+            fault = _fault_of_video(clip, "ego", videos[path], annotated)
+        if fault:
+            faults.setdefault((clip["level"], clip["video_id"]), {**clip, "reason": f"segmentation: {fault}"})
+    keys = pd.MultiIndex.from_frame(segments[["level", "video_id"]])
+    unusable = pd.DataFrame([{**row, "clip_id": row["video_id"]} for row in faults.values()])
+    return segments[~keys.isin(list(faults))], unusable
+
+
+def _report(
+    card: Card,
+    clips: pd.DataFrame,
+    annotated: Annotated,
+    unusable: pd.DataFrame,
+    allowed: float,
+    folder: Path,
+) -> pd.DataFrame:
+    """Write what is missing, and return its counts by split and reason; an error if it is too much."""
+    missing = pd.concat([clips[clips["reason"].notna()], unusable], ignore_index=True)
+    listed = ["clip_id", "split", "reason", "ego_video", "exo_video", "start_s", "end_s"]
+    _write_csv(folder / "missing.csv", missing.reindex(columns=listed))
+    reasons = missing.groupby(["split", "reason"]).size().rename("clips").reset_index()
+    reasons = reasons.sort_values("clips", ascending=False, ignore_index=True)
+    _write_csv(folder / "reasons.csv", reasons)
+    by_rule = clips["reason"].fillna("").str.startswith(BY_RULE)  # nobody can fetch what is not there
+    shares = [(clips["reason"].notna() & ~by_rule).mean()]
+    if annotated.segments is not None:
+        shares.append(len(unusable) / annotated.segments.groupby(["level", "video_id"]).ngroups)
+    if max(shares) > allowed:
+        raise ValueError(_refusal(card, clips, missing, reasons, max(shares), allowed, folder))
+    return reasons
+
+
+def _refusal(
+    card: Card,
+    clips: pd.DataFrame,
+    missing: pd.DataFrame,
+    reasons: pd.DataFrame,
+    share: float,
+    allowed: float,
+    folder: Path,
+) -> str:
+    counts = reasons.groupby("reason")["clips"].sum().sort_values(ascending=False)
+    told = "; ".join(f"{count} x {reason}" for reason, count in counts.head(2 * MAX_LISTED).items())
+    unusable = clips["reason"].notna().sum()
+    videos = f" and {len(missing) - unusable} videos to segment" if len(missing) > unusable else ""
+    names = ", ".join(missing["clip_id"].head(MAX_LISTED))
+    more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+    return (
+        f"{card.name}: {unusable} of {len(clips)} clips{videos} cannot be used ({told}); they are "
+        f"{names}{more}, all in {folder / 'missing.csv'}; fetch their files again, or do without them by "
+        f"allow_missing={np.ceil(share * 1000) / 1000:g} (now {allowed:g})"
+    )
+
+
+def _require_all(card: Card, usable: pd.DataFrame, folder: Path) -> None:
+    """Every split has clips, or an error."""
+    if empty := [split for split in SPLITS if not (usable["split"] == split).any()]:
+        raise ValueError(
+            f"{card.name}: no usable clips in {', '.join(empty)}; see {folder / 'reasons.csv'} and the "
+            f"settings val_share and test_share of its builder"
+        )
+
+
+def _ordered(rows: pd.DataFrame) -> list[str]:
+    """The manifest's columns: required ones first, whatever else the builder gave after them."""
+    first = ["clip_id", "take", "subject", "label", "ego_video", "exo_video", "start_s", "end_s"]
+    return first + [name for name in rows if name not in first]
+
+
+def _counts(clips: pd.DataFrame, usable: pd.DataFrame, published: Mapping[str, int]) -> pd.DataFrame:
+    """Clips by split; the paper trains on what is train and val here."""
+    table = pd.DataFrame(
+        {name: rows["split"].value_counts() for name, rows in (("annotated", clips), ("usable", usable))}
+    ).reindex([*SPLITS], fill_value=0)
+    table.loc["train + val"] = table.loc["train"] + table.loc["val"]
+    table["published"] = pd.Series({"train + val": published.get("train"), "test": published.get("test")})
+    return table.loc[["train", "val", "train + val", "test"]].astype("Int64")
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    with written_whole(path) as partial:
+        table.to_csv(partial, index=False)

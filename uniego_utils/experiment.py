@@ -1,0 +1,153 @@
+"""What every notebook opens first: card, preset, recipe, paths and device, with all parameters checked."""
+
+import inspect
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from uniego_utils.backbones import create_backbone
+from uniego_utils.cards import (
+    CLASSES_FILE,
+    PROJECT,
+    Card,
+    Manifest,
+    MethodCard,
+    Preset,
+    load_card,
+    load_manifest,
+)
+from uniego_utils.data.video import ClipDataset
+from uniego_utils.parameters import REQUIRED, check_value, declared_types, unknown_parameters
+from uniego_utils.recipes import Recipe, recipe_called
+from uniego_utils.runs import read_json, run_name
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One notebook's view of the experiment; paths are absolute."""
+
+    card: Card
+    preset: Preset
+    method: MethodCard  # the card's, with the preset's changes
+    recipe: Recipe
+    recipe_name: str
+    seed: int
+    data_root: Path  # videos
+    outputs: Path  # outputs/<dataset>
+    device: torch.device
+    interactive: bool
+    weights: str = ""  # local file or folder of pretrained weights; "" for the hub
+
+    @property
+    def data(self) -> Path:
+        """Where notebook 00 writes manifests and what belongs to them."""
+        return self.outputs / "00_data"
+
+    def manifest(self, split: str) -> Manifest:
+        """The clips of a split, validated."""
+        if split not in self.card.splits:
+            raise ValueError(
+                f"{self.card.name} has no split {split!r}; choose one of {', '.join(self.card.splits)}"
+            )
+        return load_manifest(self.data / f"{split}.csv", self.card.classes, self.data_root, self.card.views)
+
+    def clips(self, split: str, view: str = "ego", progress: bool = True) -> ClipDataset:
+        """Clips of a split from one view, decoded into memory where the card says so."""
+        dataset = ClipDataset(self.manifest(split), view, self.preset.video)
+        return dataset.preload(progress) if self.preset.video.cache else dataset
+
+    def backbone(self) -> nn.Module:
+        """A student with random weights, drawn from this experiment's seed."""
+        torch.manual_seed(self.seed)
+        video = self.preset.video
+        classes = len(self.card.classes)
+        return create_backbone(
+            self.preset.backbone, classes, video.num_frames, video.image_size, self.preset.size
+        )
+
+    def folder(self, notebook: str, **changed: object) -> Path:
+        """Run folder of a notebook for this experiment's seed, recipe and backbone, e.g. `02_proxy/seed0`."""
+        recipe = None if self.recipe_name == self.card.recipe else self.recipe_name
+        usual = self.card.presets[next(iter(self.card.presets))].backbone
+        backbone = None if self.preset.backbone == usual else self.preset.backbone
+        return self.outputs / notebook / run_name(self.seed, recipe=recipe, backbone=backbone, **changed)
+
+
+def open_experiment(names: dict[str, object]) -> Experiment:
+    """Check a notebook's parameters and open its experiment: `experiment = open_experiment(globals())`.
+
+    Args:
+        names: the notebook's `globals()`. Its parameters cell declares name, type and default of all that it
+            takes; a whole number given for a float is replaced by that float. Of the names that several
+            notebooks share, `dataset`, `outputs` and `interactive` are required. `preset`, `recipe` and
+            `backbone` are empty for the card's; `data_root`, where videos and annotations lie, for
+            `<outputs>/<dataset>/00_data`; `weights`, a local file or folder of pretrained weights, for the
+            hub. Relative paths are meant from the project's folder.
+
+    Raises:
+        ValueError: an unknown parameter, dataset, preset or recipe; the message lists the valid ones.
+        TypeError: a parameter of another type than declared.
+    """
+    declared = declared_types(names)
+    if missing := REQUIRED - declared.keys():
+        raise ValueError(f'declare the parameters {", ".join(sorted(missing))}, e.g. dataset: str = "mocap"')
+    if unknown := unknown_parameters(names, declared):
+        raise ValueError(
+            f"unknown parameter {', '.join(sorted(unknown))}; this notebook takes {', '.join(declared)}"
+        )
+    given = {name: check_value(name, kind, names[name]) for name, kind in declared.items()}
+    names.update(given)
+
+    seeds = given.get("seeds") or [0]
+    common = {name: given[name] for name in COMMON if name in given}
+    return create_experiment(**{"seed": seeds[0], **common})
+
+
+def create_experiment(
+    dataset: str,
+    outputs: str,
+    preset: str = "",
+    seed: int = 0,
+    backbone: str = "",
+    recipe: str = "",
+    weights: str = "",
+    data_root: str = "",
+    interactive: bool = False,
+) -> Experiment:
+    """An experiment outside a notebook; arguments as the parameters of `open_experiment`.
+
+    Raises:
+        ValueError: an unknown dataset, preset or recipe; the message lists the valid ones.
+    """
+    card = load_card(dataset)
+    chosen = card.preset(preset)
+    if backbone:
+        chosen = replace(chosen, backbone=backbone)
+    folder = project_path(outputs) / dataset
+    named = folder / "00_data" / CLASSES_FILE
+    if not card.classes and named.is_file():
+        card = replace(card, classes=tuple(read_json(named)))
+    return Experiment(
+        card=card,
+        preset=chosen,
+        method=replace(card.method, **chosen.method),
+        recipe=recipe_called(recipe or card.recipe),
+        recipe_name=recipe or card.recipe,
+        seed=seed,
+        data_root=project_path(data_root) if data_root else folder / "00_data",
+        outputs=folder,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        interactive=interactive,
+        weights=str(project_path(weights)) if weights else "",
+    )
+
+
+COMMON = tuple(inspect.signature(create_experiment).parameters)  # parameters that notebooks share
+
+
+def project_path(path: str) -> Path:
+    """An absolute path as it is; a relative one from the project's folder, whatever the working folder."""
+    return Path(os.path.normpath(PROJECT / Path(path).expanduser()))
