@@ -2,9 +2,12 @@
 
 import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -20,9 +23,17 @@ from uniego_utils.cards import (
     load_manifest,
 )
 from uniego_utils.data.video import ClipDataset
+from uniego_utils.methods import METHODS, Method, proxy_of
 from uniego_utils.parameters import REQUIRED, check_value, declared_types, unknown_parameters
 from uniego_utils.recipes import Recipe, recipe_called
 from uniego_utils.runs import read_json, run_name
+from uniego_utils.training import read_metrics
+
+SCORE_COLUMNS = {
+    "train_top1": "train (%)",
+    "val_top1": "validation (%)",
+    "val_nll": "validation NLL (nats)",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,49 @@ class Experiment:
         return create_backbone(
             self.preset.backbone, classes, video.num_frames, video.image_size, self.preset.size
         )
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """Every student by its key: a proxy per teacher of the card, then the register's."""
+        teachers = self.card.teachers
+        return {key: proxy_of(key, teacher.label) for key, teacher in teachers.items()} | METHODS
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What students are called in tables and figures, by key."""
+        return {key: method.label for key, method in self.methods.items()}
+
+    @cached_property
+    def teacher_labels(self) -> dict[str, str]:
+        """What teachers are called in tables and figures, by key."""
+        return {key: teacher.label for key, teacher in self.card.teachers.items()}
+
+    def student(self, key: str) -> Path:
+        """Where a student's run folder lies; the error about an unknown one lists the valid ones."""
+        if key not in self.students:
+            raise ValueError(f"no student {key}; choose of {', '.join(self.students)}")
+        return self.students[key]
+
+    @property
+    def students(self) -> dict[str, Path]:
+        """The run folder of every encoder by key; of imported checkpoints as `imported:<name>`."""
+        folders = {key: self.folder(method.notebook) / key for key, method in self.methods.items()}
+        imported = sorted((self.outputs / "imported").glob("*"))
+        return folders | {f"imported:{path.name}": path for path in imported}
+
+    @property
+    def proxies(self) -> dict[str, Path]:
+        """The run folders of the card's proxies by teacher, in its order."""
+        return {key: self.students[key] for key in self.card.teachers}
+
+    def score_table(self, runs: Mapping[str, Path]) -> pd.DataFrame:
+        """Training and validation scores of finished runs, a row each, by their students' names.
+
+        Args:
+            runs: run folders by the student's key.
+        """
+        table = pd.DataFrame({self.labels.get(key, key): read_metrics(path) for key, path in runs.items()}).T
+        return table[list(SCORE_COLUMNS)].rename(columns=SCORE_COLUMNS).round(3)
 
     def folder(self, notebook: str, **changed: object) -> Path:
         """Run folder of a notebook for this experiment's seed, recipe and backbone, e.g. `02_proxy/seed0`."""

@@ -5,12 +5,20 @@ and `rows` (B,), the clips' places in the manifest. It returns a dict of scalar 
 total: the weighted sum of the parts that `part_weights` names.
 """
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniego_utils.cards import MethodCard
 from uniego_utils.recipes import Recipe
+from uniego_utils.runs import digest
+
+if TYPE_CHECKING:
+    from uniego_utils.methods import Method
+    from uniego_utils.sources import Sources
 
 Losses = dict[str, Tensor]
 
@@ -29,9 +37,24 @@ def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
 class Classification(nn.Module):
     """Cross-entropy on labels: the ego baseline, and the control that continues it."""
 
+    needs_live = False  # whether a batch must hold the proxies' outputs on the student's view
+
     def __init__(self, label_smoothing: float = 0.0):
         super().__init__()
         self.label_smoothing = label_smoothing
+
+    @classmethod
+    def create(cls, sources: "Sources", method: "Method", width: int) -> Self:
+        """The objective of a student of the register, with what it needs of the sources.
+
+        Args:
+            width: D, the student's feature width.
+        """
+        return cls(sources.label_smoothing(method))
+
+    def describe(self) -> dict:
+        """What decides the loss, for a run's `config.json`: numbers, and digests of inputs."""
+        return {}
 
     @property
     def part_weights(self) -> dict[str, float]:
@@ -68,6 +91,7 @@ class TeacherDistillation(Classification):
         label_smoothing: float = 0.0,
     ):
         super().__init__(label_smoothing)
+        self.method = method
         self.weight = method.lambda_feat if recipe.level1_weight is None else recipe.level1_weight
         self.class_weight, self.project_teacher = method.lambda_cls, recipe.projects_teacher
         self.keys = list(targets)
@@ -76,6 +100,22 @@ class TeacherDistillation(Classification):
             sizes = (features.shape[1], width) if self.project_teacher else (width, features.shape[1])
             self.project[key] = nn.Linear(*sizes)
             self.register_buffer(f"targets_{key}", features, persistent=False)
+
+    @classmethod
+    def create(cls, sources: "Sources", method: "Method", width: int) -> Self:
+        """See `Classification.create`."""
+        card, recipe = method.changed(sources.experiment.method), sources.experiment.recipe
+        targets = sources.teacher_features(method.sources)
+        return cls(targets, width, card, recipe, sources.label_smoothing(method))
+
+    def describe(self) -> dict:
+        """See `Classification.describe`."""
+        targets = {key: getattr(self, f"targets_{key}") for key in self.keys}
+        return {
+            "lambda_feat": self.method.lambda_feat,
+            "lambda_cls": self.method.lambda_cls,
+            "teachers": {key: digest(value.numpy().tobytes()) for key, value in targets.items()},
+        }
 
     @property
     def part_weights(self) -> dict[str, float]:
@@ -114,8 +154,6 @@ class ProxyDistillation(Classification):
         logits: (N, R, C) proxies' stored logits.
         weights: (N, R) of `spd` or `reliability`: each row sums to one, or is zero for a clip that learns
             from its label alone. Selected proxies of equation 5 have 1/|S_i|.
-        drop: probability of leaving out a weighted proxy for a clip in training, except the one farthest
-            from the student (teacher dropping, Sariyildiz et al. 2024, UNIC); the rest is weighted anew.
 
     Where a batch has `proxy_features` (B, R, D) and `proxy_logits` (B, R, C), the proxies have looked at the
     student's own view of the clips, and these replace the stored ones.
@@ -134,7 +172,6 @@ class ProxyDistillation(Classification):
         method: MethodCard,
         recipe: Recipe,
         label_smoothing: float = 0.0,
-        drop: float = 0.0,
     ):
         super().__init__(label_smoothing)
         n, r, _ = logits.shape
@@ -148,7 +185,7 @@ class ProxyDistillation(Classification):
         sums = weights.sum(1)
         if not ((weights >= 0).all() and ((sums - 1).abs().lt(1e-4) | sums.eq(0)).all()):
             raise ValueError("a clip's weights must be at least 0 and sum to 1, or all be 0")
-        self.method, self.recipe, self.drop = method, recipe, drop
+        self.method, self.recipe = method, recipe
         self.project = (
             nn.Linear(features.shape[2], features.shape[2]) if recipe.spd_projection else nn.Identity()
         )
@@ -159,6 +196,26 @@ class ProxyDistillation(Classification):
             proxy_loss=proxy_cross_entropy(logits, labels),
         ).items():
             self.register_buffer(name, value, persistent=False)
+
+    @classmethod
+    def create(cls, sources: "Sources", method: "Method", width: int) -> Self:
+        """See `Classification.create`."""
+        known, experiment = sources.candidates(method.sources), sources.experiment
+        weights, card = method.weights(known), method.changed(experiment.method)
+        smoothing = sources.label_smoothing(method)
+        return cls(
+            known.features, known.logits, weights, known.labels, card, experiment.recipe, smoothing
+        )
+
+    def describe(self) -> dict:
+        """See `Classification.describe`."""
+        outputs = self.proxy_features.numpy().tobytes() + self.proxy_logits.numpy().tobytes()
+        return {
+            "objective": type(self).__name__,
+            "method": asdict(self.method),
+            "proxies": digest(outputs),
+            "weights": digest(self.weights.numpy().tobytes()),
+        }
 
     @property
     def part_weights(self) -> dict[str, float]:
@@ -189,10 +246,6 @@ class ProxyDistillation(Classification):
         proxy = F.log_softmax(proxy_logits / tau, -1)
         own = F.log_softmax(logits / tau, -1)[:, None].expand_as(proxy)
         divergence = F.kl_div(own, proxy, reduction="none", log_target=True).sum(-1) * tau**2
-        if self.drop and self.training:
-            weights = drop_proxies(
-                weights, self.method.beta_feat * match + self.method.beta_logit * divergence, self.drop
-            )
         return weights, match, divergence
 
     def count(self, distilled: Tensor) -> Tensor | int:
@@ -200,12 +253,7 @@ class ProxyDistillation(Classification):
         return len(distilled) if self.recipe.spd_average_all else distilled.sum().clamp(min=1)
 
     def by_source(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """What each proxy adds to the loss, (R,): their sum is the distillation part.
-
-        Raises ValueError with `drop`: it would draw other proxies than the loss did.
-        """
-        if self.drop:
-            raise ValueError("proxies dropped by chance have no loss of their own; use drop = 0")
+        """What each proxy adds to the loss, (R,): their sum is the distillation part."""
         weights, match, divergence = self.distances(features, logits, batch)
         each = self.method.beta_feat * match + self.method.beta_logit * divergence
         return (weights * each).sum(0) / self.count(weights.sum(1) > 0)
@@ -237,15 +285,3 @@ def shares(weights: Tensor) -> Tensor:
     """Non-negative (N, R) -> rows that sum to one; a row of zeros stays so."""
     weights = weights.float()
     return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-
-
-def drop_proxies(weights: Tensor, losses: Tensor, probability: float) -> Tensor:
-    """Leave out proxies by chance, except each clip's with the largest loss; see `ProxyDistillation.drop`.
-
-    Args:
-        weights, losses: (B, R); only proxies with a weight above zero take part.
-    """
-    weighted = weights > 0
-    farthest = losses.detach().masked_fill(~weighted, -torch.inf).argmax(1, keepdim=True)
-    keep = torch.rand_like(weights) >= probability
-    return shares(weights * keep.scatter(1, farthest, True))

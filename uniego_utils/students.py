@@ -1,43 +1,223 @@
-"""Students: trained side by side in one pass over the data, each with a run folder of its own.
+"""Students: trained side by side in one pass over the data, each with a run folder.
 
 A student's folder holds `model.safetensors` (the backbone), `objective.safetensors` (its projections, if any)
 and `outputs.safetensors` (features and logits of every split), beside `history.jsonl` and `metrics.json`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from uniego_utils.backbones.timesformer import imagenet_weights, inflate
 from uniego_utils.cards import TrainConfig
 from uniego_utils.data.video import ClipDataset, ClipSubset, WithUnlabelled, loader
 from uniego_utils.experiment import Experiment
-from uniego_utils.runs import digest, finish_run, read_tensors, require_finished, start_run, write_tensors
-from uniego_utils.training import Learner, Teach, fit, predict, score, write_history
+from uniego_utils.methods import START, Method, choose
+from uniego_utils.objectives import ProxyDistillation
+from uniego_utils.runs import digest, finish_run, read_tensors, start_run, write_tensors
+from uniego_utils.sources import EVALUATION_BATCH, Sources, load_proxies, load_student
+from uniego_utils.training import Learner, Teach, autocast, fit, predict, score, write_history
 
-EVALUATION_BATCH = 64
 SPLITS = ("train", "val", "test")
+Weights = dict[str, Tensor]  # a state dict
 
 
-def load_student(folder: Path, cure: str) -> dict[str, Tensor]:
-    """Backbone weights of a finished student; otherwise an error with the cure."""
-    return read_tensors(require_finished(folder, cure) / "model.safetensors")
+def train(
+    experiment: Experiment,
+    students: Iterable[str] | Mapping[str, Method],
+    folder: Path | None = None,
+    *,
+    sources: Sources | None = None,
+    starts: Mapping[str, Path | Weights] | None = None,
+    rows: Sequence[int] | None = None,
+    learners: Mapping[str, Callable[[nn.Module, nn.Module], Learner]] | None = None,
+) -> None:
+    """Train students, those that can share a pass over the ego clips together; each gets a run folder.
+
+    Students finished with the same config are reused; an interrupted pass resumes from its last epoch.
+
+    Args:
+        students: keys of `experiment.methods`, or a dictionary of methods that needs no register.
+        folder: holds the run folders; None: each where the register says.
+        sources: whom they learn from; None: the card's teachers and proxies.
+        starts: run folder, or weights, of students that others start from, where they are not those of
+            `experiment.students`.
+        rows: train clips to learn from; None: all.
+        learners: by key, what makes a learner of a backbone and an objective, where it is not `Learner`.
+
+    Raises:
+        ValueError: an unknown student, one that is not trained, or a run folder of another config.
+        FileNotFoundError: a start or a source that was not made yet; names the notebook that makes it.
+    """
+    methods = students if isinstance(students, Mapping) else choose(students, experiment.methods)
+    if merges := [key for key, method in methods.items() if method.objective is None]:
+        raise ValueError(f"{', '.join(merges)}: not trained but merged; see merging.merge")
+    sources, starts, learners = sources or Sources(experiment), dict(starts or {}), learners or {}
+    passes: dict[tuple, dict[str, Method]] = {}
+    for key, method in methods.items():
+        place = folder or experiment.folder(method.notebook)
+        of_proxies = method.sources if issubclass(method.objective, ProxyDistillation) else ()
+        unlabelled = sources.unlabelled if method.unlabelled else ""
+        shared = (place, method.settings, method.times, unlabelled, of_proxies)
+        passes.setdefault(shared, {})[key] = method
+    for (place, *_), together in passes.items():
+        _train_pass(experiment, together, place, sources, starts, rows, learners)
 
 
-def load_outputs(folder: Path, split: str, cure: str) -> dict[str, Tensor]:
-    """`features` (N, D) and `logits` (N, C) of a finished student on a split, in manifest order."""
-    tensors = read_tensors(require_finished(folder, cure) / "outputs.safetensors")
-    return {name: tensors[f"{split}_{name}"] for name in ("features", "logits")}
+def _train_pass(
+    experiment: Experiment,
+    methods: Mapping[str, Method],
+    folder: Path,
+    sources: Sources,
+    starts: dict[str, Path | Weights],
+    rows: Sequence[int] | None,
+    learners: Mapping[str, Callable[[nn.Module, nn.Module], Learner]],
+) -> None:
+    """Train students that share settings and clips; arguments as of `train`."""
+    first = next(iter(methods.values()))
+    if first.unlabelled and not sources.unlabelled:
+        raise ValueError(f"{', '.join(methods)}: give sources with the split of unlabelled clips")
+    config = getattr(experiment.preset, first.settings)
+    config = replace(config, epochs=first.times * config.epochs)
+    if not first.unlabelled:
+        sources = sources.labelled()
+    prepared = {}
+    for key, method in methods.items():  # all sources are read before any training
+        backbone = experiment.backbone()
+        torch.manual_seed(experiment.seed)  # a projection's start does not depend on who else is trained
+        objective = method.objective.create(sources, method, backbone.feature_width)
+        prepared[key] = learners.get(key, Learner)(backbone, objective)
+    todo = {}
+    for key, learner in prepared.items():
+        method = methods[key]
+        start = _start_of(experiment, method, starts)
+        if start is not None:
+            learner.model.load_state_dict(start)
+        _continue_projections(experiment, method, learner.objective, starts)
+        described = describe_training(experiment, config, start, rows, sources.unlabelled)
+        if not start_run(folder / key, described | learner.objective.describe() | learner.describe()):
+            todo[key] = learner
+    if not todo:
+        print(f"{folder.name}: {', '.join(methods)} finished before, reused")
+        return
+
+    clips = {split: experiment.clips(split) for split in SPLITS}
+    for dataset in clips.values():
+        if dataset.cached is not None:
+            print(dataset.throughput)
+    val_labels = torch.tensor(clips["val"].labels)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        batches = loader(clips["val"], EVALUATION_BATCH)
+        logits = predict(model, batches, experiment.device, config.bf16)["logits"]
+        return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
+
+    train_clips = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
+    if sources.unlabelled:
+        train_clips = WithUnlabelled(clips["train"], experiment.clips(sources.unlabelled))
+    teach = None
+    if of_proxies := [key for key in todo if issubclass(methods[key].objective, ProxyDistillation)]:
+        if experiment.recipe.spd_live_targets or any(todo[key].objective.needs_live for key in of_proxies):
+            proxies = sources.proxy_folders(methods[of_proxies[0]].sources)
+            teach = proxies_on_view(experiment, proxies.values(), config.bf16)
+    name = next(iter(methods)) if len(methods) == 1 else first.settings
+    checkpoint = folder / f"{name}.checkpoint.safetensors"
+    history = fit(
+        todo,
+        lambda epoch: loader(train_clips, config.batch_size, experiment.seed, epoch),
+        config,
+        experiment.seed,
+        checkpoint,
+        experiment.device,
+        evaluate,
+        accumulate=experiment.recipe.accumulate(config.batch_size),
+        teach=teach,
+        describe=name,
+    )
+    for key, learner in todo.items():
+        write_history(folder / key, history[key])
+        finish_student(folder / key, learner, clips, experiment.device, config.bf16)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _start_of(experiment: Experiment, method: Method, starts: dict[str, Path | Weights]) -> Weights | None:
+    """The weights that a student begins with; None for random ones. Read once for all that share them."""
+    if not method.start:
+        return None
+    if method.start not in starts:
+        starts[method.start] = (
+            common_start(experiment) if method.start == START else experiment.student(method.start)
+        )
+    given = starts[method.start]
+    if isinstance(given, dict):
+        return given
+    return load_student(given, "run notebooks 02_proxy and 03_merging first")
+
+
+def _continue_projections(
+    experiment: Experiment, method: Method, objective: nn.Module, starts: Mapping[str, Path | Weights]
+) -> None:
+    """Load the projections of the student that another continues, where both minimise the same loss."""
+    before = experiment.methods.get(method.start)
+    if before is None or before.objective is not method.objective or not objective.state_dict():
+        return
+    if isinstance(starts[method.start], dict):
+        raise ValueError(f"{method.start} is given as weights; give its run folder, which has its projections")
+    objective.load_state_dict(read_tensors(starts[method.start] / "objective.safetensors"))
+
+
+def common_start(
+    experiment: Experiment, folder: Path | None = None, rows: Sequence[int] | None = None
+) -> Weights:
+    """Weights from which all students of a seed start; merging presupposes that they share it.
+
+    The paper's is an ImageNet ViT, inflated. Where the preset has a `start`, the backbone is instead trained
+    on the ego clips' labels for that long, once.
+
+    Args:
+        folder: holds its run folder; None: notebook 02's.
+        rows: train clips to learn from; None: all.
+    """
+    if experiment.preset.start is None:
+        backbone = experiment.backbone()
+        inflate(backbone, imagenet_weights(weights=experiment.weights))
+        return backbone.state_dict()
+    folder = folder or experiment.folder("02_proxy")
+    train(experiment, [START], folder, rows=rows)
+    return load_student(folder / START, "run notebook 02_proxy")
+
+
+def proxies_on_view(experiment: Experiment, proxies: Iterable[Path], bf16: bool) -> Teach:
+    """Live targets: the proxies see each batch that the students see, once for all of them.
+
+    Returns:
+        A function that adds `proxy_features` (B, R, D) and `proxy_logits` (B, R, C) to a batch.
+    """
+    models = load_proxies(experiment, proxies)
+
+    @torch.no_grad()
+    def add_outputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with autocast(experiment.device, bf16):
+            features, logits = zip(*(model(batch["clips"]) for model in models), strict=True)
+        outputs = {"proxy_features": torch.stack(features, 1), "proxy_logits": torch.stack(logits, 1)}
+        return batch | {name: value.float() for name, value in outputs.items()}
+
+    return add_outputs
 
 
 def describe_training(
-    experiment: Experiment, config: TrainConfig, start: dict[str, Tensor] | None, **inputs: object
+    experiment: Experiment,
+    config: TrainConfig,
+    start: Weights | None,
+    rows: Sequence[int] | None = None,
+    unlabelled: str = "",
 ) -> dict:
     """What decides a student's weights, for its `config.json`: numbers, and digests of its inputs."""
     weights = b"" if start is None else b"".join(start[name].numpy().tobytes() for name in sorted(start))
-    return {
+    described = {
         "dataset": experiment.card.name,
         "seed": experiment.seed,
         "backbone": [experiment.preset.backbone, experiment.preset.size],
@@ -45,71 +225,13 @@ def describe_training(
         "train": asdict(config),
         "manifest": experiment.manifest("train").digest,
         "start": digest(weights),
-        **inputs,
+        "recipe": experiment.recipe_name,
     }
-
-
-def train_students(
-    experiment: Experiment,
-    learners: dict[str, Learner],
-    configs: dict[str, dict],
-    config: TrainConfig,
-    folder: Path,
-    pass_name: str,
-    rows: Sequence[int] | None = None,
-    teach: Callable[[], Teach] | None = None,
-    unlabelled: str | None = None,
-) -> None:
-    """Train the learners in one pass over the ego clips and write `<folder>/<name>/` for each.
-
-    Students finished with the same config are reused; an interrupted pass resumes from its last epoch.
-
-    Args:
-        learners: by name, at their starts.
-        configs: by name, from `describe_training`.
-        pass_name: names the pass's checkpoint in `folder`.
-        rows: train clips to learn from; None: all.
-        teach: makes what `training.fit` calls `teach`; not called where all students are finished.
-        unlabelled: a split whose clips are seen too, without their labels, as many an epoch.
-    """
-    todo = {
-        name: learner for name, learner in learners.items() if not start_run(folder / name, configs[name])
-    }
-    if not todo:
-        print(f"{folder.name}: {', '.join(learners)} finished before, reused")
-        return
-    clips = {split: experiment.clips(split) for split in SPLITS}
-    for dataset in clips.values():
-        if dataset.cached is not None:
-            print(dataset.throughput)
-    val_labels = torch.tensor(clips["val"].labels)
-
-    def look(model: nn.Module) -> dict[str, float]:
-        logits = predict(model, loader(clips["val"], EVALUATION_BATCH), experiment.device, config.bf16)[
-            "logits"
-        ]
-        return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
-
-    seen = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
-    if unlabelled is not None:
-        seen = WithUnlabelled(clips["train"], experiment.clips(unlabelled))
-    checkpoint = folder / f"{pass_name}.checkpoint.safetensors"
-    history = fit(
-        todo,
-        lambda epoch: loader(seen, config.batch_size, experiment.seed, epoch),
-        config,
-        experiment.seed,
-        checkpoint,
-        experiment.device,
-        look,
-        accumulate=experiment.recipe.accumulate(config.batch_size),
-        teach=None if teach is None else teach(),
-        describe=pass_name,
-    )
-    for name, learner in todo.items():
-        write_history(folder / name, history[name])
-        finish_student(folder / name, learner, clips, experiment.device, config.bf16)
-    checkpoint.unlink(missing_ok=True)
+    if rows is not None:
+        described["rows"] = digest(list(rows))
+    if unlabelled:
+        described["unlabelled"] = experiment.manifest(unlabelled).digest
+    return described
 
 
 def finish_student(

@@ -1,0 +1,262 @@
+"""Who may teach a clip: equation 4 of the paper, its variants, and selection without labels or learned.
+
+A *rule* turns what is known of the proxies (`Candidates`) into weights (N, R): each row sums to one, or is zero
+for a clip that learns from its label alone. The register `methods.py` names each student's rule.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uniego_utils.objectives import proxy_cross_entropy, shares
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is known of R proxies on N clips; rules read it."""
+
+    features: Tensor  # (N, R, D)
+    logits: Tensor  # (N, R, C)
+    labels: Tensor  # (N,) class numbers; below 0 where a clip has no label
+    k: int = 1  # proxies selected per clip at most
+    ce_ceiling: float | None = None  # a proxy with a higher cross-entropy is no candidate
+    viewpoints: tuple[str, ...] = ()  # of the proxies' teachers: ego or exo
+    seed: int = 0  # of what is drawn or trained
+    held_out: Tensor | None = None  # (N, R, C) logits of proxies that have not seen the clip (notebook 13)
+    halves: tuple[tuple[int, ...], ...] = ()  # the clips of each fold of `held_out`
+    start_features: Tensor | None = None  # (N, D) of the student at its start
+
+
+def select_proxies(
+    proxy_logits: Tensor,
+    labels: Tensor,
+    k: int,
+    ce_ceiling: float | None = None,
+    correct_only: bool = True,
+) -> Tensor:
+    """For each clip, the k most confident among the proxies that classify it correctly (equation 4).
+
+    Args:
+        proxy_logits: (clips, proxies, classes).
+        labels: (clips,) class indices.
+        k: how many to select at most; fewer where fewer are correct, none where none is.
+        ce_ceiling: a proxy with a higher cross-entropy is no candidate (the released recipe's 4.0).
+        correct_only: False makes candidates of the wrong ones too, to see what the condition does.
+
+    Returns:
+        (clips, proxies) bool. Of proxies with equal cross-entropy, the first in order is preferred.
+
+    Raises:
+        ValueError: shapes that do not match, k < 1, or logits that are not finite.
+    """
+    if proxy_logits.ndim != 3 or labels.shape != proxy_logits.shape[:1]:
+        raise ValueError(
+            f"expected logits (clips, proxies, classes) and labels (clips,), "
+            f"got {tuple(proxy_logits.shape)} and {tuple(labels.shape)}"
+        )
+    if k < 1:
+        raise ValueError(f"k is {k}; at least one proxy must be selectable")
+    if not proxy_logits.isfinite().all():
+        wrong = (~proxy_logits.isfinite()).any(2).nonzero().tolist()
+        raise ValueError(f"logits of {len(wrong)} (clip, proxy) pairs are not finite, first {wrong[0]}")
+    loss = proxy_cross_entropy(proxy_logits, labels)
+    candidate = torch.ones_like(loss, dtype=torch.bool)
+    if correct_only:
+        candidate &= proxy_logits.argmax(-1) == labels[:, None]
+    if ce_ceiling is not None:
+        candidate &= loss <= ce_ceiling
+    order = loss.masked_fill(~candidate, torch.inf).argsort(dim=1, stable=True)
+    selected = torch.zeros_like(candidate).scatter_(1, order[:, :k], True)
+    return selected & candidate
+
+
+def top_of_each(
+    proxy_logits: Tensor,
+    labels: Tensor,
+    groups: Sequence[str],
+    k: int = 1,
+    ce_ceiling: float | None = None,
+) -> Tensor:
+    """The k best of each group, e.g. Top-1(Ego) + Top-1(Exo) of the paper's Table 8.
+
+    Args:
+        proxy_logits, labels, ce_ceiling: as for `select_proxies`.
+        groups: R names, e.g. each proxy's viewpoint.
+
+    Returns:
+        (clips, proxies) bool.
+    """
+    if len(groups) != proxy_logits.shape[1]:
+        raise ValueError(f"{len(groups)} groups for {proxy_logits.shape[1]} proxies")
+    selected = torch.zeros(proxy_logits.shape[:2], dtype=torch.bool)
+    for group in dict.fromkeys(groups):
+        own = torch.tensor([name == group for name in groups])
+        selected[:, own] = select_proxies(proxy_logits[:, own], labels, k, ce_ceiling)
+    return selected
+
+
+def committee(logits: Tensor) -> Tensor:
+    """The proxies' mean probabilities: (N, R, C) -> (N, C)."""
+    return logits.softmax(-1).mean(1)
+
+
+def select_by_consensus(logits: Tensor, k: int) -> Tensor:
+    """Equation 4 without labels: what the committee says stands for the label.
+
+    Args:
+        logits: (clips, proxies, classes) of proxies on clips that they have not seen.
+
+    Returns:
+        (clips, proxies) bool: of the proxies that agree with the committee the k most confident ones.
+    """
+    return select_proxies(logits, committee(logits).argmax(-1), k)
+
+
+def random_proxies(clips: int, proxies: int, seed: int) -> Tensor:
+    """One proxy a clip by chance: (clips, proxies) bool. The control for every way to select one."""
+    drawn = torch.randint(proxies, (clips,), generator=torch.Generator().manual_seed(seed))
+    return F.one_hot(drawn, proxies).bool()
+
+
+def describe_answers(
+    logits: Mapping[str, Tensor], label: int, classes: Sequence[str], selected: Mapping[str, bool]
+) -> pd.DataFrame:
+    """What each model says of one clip, for `plots.plot_verdicts`.
+
+    Args:
+        logits: model -> (C,) of the clip.
+        label: the true class.
+        selected: whether a model teaches on the clip; one that isn't named does not.
+
+    Returns:
+        A row a model: `probability` of the true class, `predicted` class, `right`, `selected`.
+    """
+    answers = {}
+    for name, scores in logits.items():
+        predicted = int(scores.argmax())
+        answers[name] = {
+            "probability": scores.softmax(0)[label].item(),
+            "predicted": classes[predicted],
+            "right": predicted == label,
+            "selected": bool(selected.get(name, False)),
+        }
+    return pd.DataFrame.from_dict(answers, orient="index")
+
+
+def selected(candidates: Candidates, k: int = 0) -> Tensor:
+    """Equation 4: the k most confident of the proxies that are right; without a label, see `select_by_consensus`.
+
+    Args:
+        k: 0 for `candidates.k`.
+    """
+    logits, labels, k = candidates.logits, candidates.labels, k or candidates.k
+    labelled = labels >= 0
+    chosen = torch.zeros(logits.shape[:2], dtype=torch.bool)
+    chosen[labelled] = select_proxies(logits[labelled], labels[labelled], k, candidates.ce_ceiling)
+    if not labelled.all():
+        chosen[~labelled] = select_by_consensus(logits[~labelled], k)
+    return shares(chosen)
+
+
+def everyone(candidates: Candidates) -> Tensor:
+    """All proxies alike, right or wrong."""
+    return shares(torch.ones(candidates.logits.shape[:2]))
+
+
+def best_of_each_viewpoint(candidates: Candidates) -> Tensor:
+    """The best ego and the best exo proxy of each clip (the paper's Table 8)."""
+    ceiling = candidates.ce_ceiling
+    return shares(
+        top_of_each(candidates.logits, candidates.labels, candidates.viewpoints, ce_ceiling=ceiling)
+    )
+
+
+def by_chance(candidates: Candidates) -> Tensor:
+    """One proxy a clip, drawn."""
+    return shares(random_proxies(*candidates.logits.shape[:2], candidates.seed))
+
+
+def selected_by_held_out_loss(candidates: Candidates) -> Tensor:
+    """Equation 4, with the loss of proxies that have not seen the clip."""
+    return shares(select_proxies(candidates.held_out, candidates.labels, candidates.k))
+
+
+def learned(candidates: Candidates) -> Tensor:
+    """Weights of a gate that has learned to foresee the held-out loss: the paper's future work."""
+    inputs = gate_inputs(candidates.logits, candidates.labels, candidates.start_features)
+    return learn_gate(inputs, candidates.held_out, candidates.labels, candidates.halves, candidates.seed)
+
+
+def gate_inputs(logits: Tensor, labels: Tensor, student: Tensor) -> Tensor:
+    """What the gate sees of proxy r on clip i: (N, R, 3 + R + D).
+
+    Cross-entropy and entropy in nats, agreement (the cosine of the proxy's probabilities with the pool's
+    mean), which proxy it is, and the student's feature, standardised.
+
+    Args:
+        logits: (N, R, C) of proxies in training.
+        student: (N, D) features of the student at its start; not trained through.
+    """
+    n, r, _ = logits.shape
+    probabilities = logits.softmax(-1)
+    entropy = torch.special.entr(probabilities).sum(-1)
+    agreement = F.cosine_similarity(probabilities, probabilities.mean(1, keepdim=True), dim=-1)
+    seen = torch.stack([proxy_cross_entropy(logits, labels), entropy, agreement], -1)
+    seen = (seen - seen.mean((0, 1))) / seen.std((0, 1), correction=0).clamp(min=1e-6)
+    student = (student - student.mean(0)) / student.std(0, correction=0).clamp(min=1e-6)
+    who = torch.eye(r).expand(n, r, r)
+    return torch.cat([seen, who, student.detach()[:, None].expand(n, r, -1)], -1)
+
+
+def mixture_loss(weights: Tensor, held_out: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood (N,) in nats of the proxies' weighted mixture on clips they have not seen.
+
+    Args:
+        weights: (N, R), each row sums to one.
+        held_out: (N, R, C) logits from `cross_fit`.
+    """
+    of_label = held_out.log_softmax(-1).gather(2, labels[:, None, None].expand(-1, held_out.shape[1], 1))
+    return -(weights.clamp(min=1e-12).log() + of_label.squeeze(2)).logsumexp(1)
+
+
+def learn_gate(
+    inputs: Tensor,
+    held_out: Tensor,
+    labels: Tensor,
+    halves: Sequence[Sequence[int]],
+    seed: int,
+    hidden: int = 16,
+    steps: int = 200,
+    lr: float = 0.01,
+    weight_decay: float = 0.01,
+) -> Tensor:
+    """Weights (N, R) of a small gate, trained against the held-out loss of the mixture it forms.
+
+    A clip's weights come from a gate that was trained on the other halves: it has seen no held-out loss of
+    these clips, and can only use what holds for others too.
+
+    Args:
+        inputs: (N, R, F) from `gate_inputs`.
+        held_out: (N, R, C) logits from `cross_fit`.
+        halves: from `split_folds`.
+    """
+    weights = torch.empty(inputs.shape[:2])
+    for half in halves:
+        rows = [row for other in halves if other is not half for row in other]
+        torch.manual_seed(seed)
+        gate = nn.Sequential(nn.Linear(inputs.shape[2], hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        nn.init.zeros_(gate[-1].weight)  # starts by trusting all alike
+        optimizer = torch.optim.AdamW(gate.parameters(), lr, weight_decay=weight_decay)
+        for _ in range(steps):
+            mixed = gate(inputs[rows]).squeeze(-1).softmax(1)
+            loss = mixture_loss(mixed, held_out[rows], labels[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            weights[list(half)] = gate(inputs[list(half)]).squeeze(-1).softmax(1)
+    return weights

@@ -1,0 +1,155 @@
+"""What students learn from, on the clips of one pass: labels, teachers' features, proxies' outputs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from uniego_utils.candidates import Candidates
+from uniego_utils.data.video import UNKNOWN, loader
+from uniego_utils.experiment import Experiment
+from uniego_utils.methods import Method
+from uniego_utils.runs import read_tensors, require_finished
+from uniego_utils.teachers.features import read_features, standardise
+from uniego_utils.training import predict
+
+EVALUATION_BATCH = 64
+PROXIES_CURE = "run notebook 02_proxy with teacher = each"
+
+
+def load_student(folder: Path, cure: str) -> dict[str, Tensor]:
+    """Backbone weights of a finished student; otherwise an error with the cure."""
+    return read_tensors(require_finished(folder, cure) / "model.safetensors")
+
+
+def load_outputs(folder: Path, split: str, cure: str) -> dict[str, Tensor]:
+    """`features` (N, D) and `logits` (N, C) of a finished student on a split, in manifest order."""
+    tensors = read_tensors(require_finished(folder, cure) / "outputs.safetensors")
+    return {name: tensors[f"{split}_{name}"] for name in ("features", "logits")}
+
+
+def teacher_targets(
+    experiment: Experiment, keys: Iterable[str], split: str = "train"
+) -> dict[str, Tensor]:
+    """A split's features (N, D_r) of the teachers, standardised over it if the card says so."""
+    manifest = experiment.manifest(split)
+    targets = {}
+    for key in keys:
+        path = experiment.outputs / "01_teacher_extraction" / key / f"{split}.safetensors"
+        features = read_features(path, manifest, experiment.card.teacher(key).width)
+        targets[key] = standardise(features) if experiment.method.standardise else features
+    return targets
+
+
+def proxy_outputs(proxies: Iterable[Path], split: str = "train") -> tuple[Tensor, Tensor]:
+    """Stored features (N, R, D) and logits (N, R, C) of R proxies on train, val or test, by run folder."""
+    each = [load_outputs(folder, split, PROXIES_CURE) for folder in proxies]
+    return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
+
+
+def outputs_on(experiment: Experiment, proxies: Iterable[Path], split: str) -> tuple[Tensor, Tensor]:
+    """Features (M, R, D) and logits (M, R, C) of R proxies on any split, from their weights."""
+    clips, bf16 = experiment.clips(split), experiment.preset.spd.bf16
+    each = [
+        predict(proxy, loader(clips, EVALUATION_BATCH), experiment.device, bf16)
+        for proxy in load_proxies(experiment, proxies)
+    ]
+    return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
+
+
+def load_proxies(experiment: Experiment, proxies: Iterable[Path]) -> list[nn.Module]:
+    """The proxies of these run folders, on the experiment's device, in eval mode."""
+    models = []
+    for folder in proxies:
+        model = experiment.backbone()
+        model.load_state_dict(load_student(folder, PROXIES_CURE))
+        models.append(model.to(experiment.device).eval())
+    return models
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Whom the students of a pass may learn from. Everything is read when it is first asked for, once.
+
+    The clips are the N of the train split and, with `unlabelled`, the M of that split behind them.
+    """
+
+    experiment: Experiment
+    k: int = 0  # proxies selected per clip at most; 0: the card's
+    unlabelled: str = ""  # a split whose labels are not read
+    teachers: Mapping[str, Tensor] | None = None  # features (N [+ M], D_r) by key; None: the card's teachers
+    proxies: Mapping[str, Path] = field(default_factory=dict)  # run folders by key; empty: the card's proxies
+    held_out: Tensor | None = None  # see `Candidates`
+    halves: Sequence[Sequence[int]] = ()
+    start_features: Tensor | None = None
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N [+ M],) class numbers; `UNKNOWN` on unlabelled clips."""
+        labels = torch.tensor(self.experiment.manifest("train").labels)
+        if not self.unlabelled:
+            return labels
+        return torch.cat([labels, torch.full((len(self.experiment.manifest(self.unlabelled)),), UNKNOWN)])
+
+    def labelled(self) -> "Sources":
+        """The same without the unlabelled split."""
+        return replace(self, unlabelled="") if self.unlabelled else self
+
+    def label_smoothing(self, method: Method) -> float:
+        """Of the settings that a student is trained with."""
+        return getattr(self.experiment.preset, method.settings).label_smoothing
+
+    @cached_property
+    def _features(self) -> dict[str, Tensor]:
+        return dict(self.teachers or {})
+
+    def teacher_features(self, keys: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Features (N [+ M], D_r) of these teachers, of all without `keys`."""
+        everyone = self.experiment.card.teachers if self.teachers is None else self.teachers
+        wanted = keys or list(everyone)
+        if absent := [key for key in wanted if key not in self._features]:
+            of_train = teacher_targets(self.experiment, absent)
+            if self.unlabelled:
+                more = teacher_targets(self.experiment, absent, self.unlabelled)
+                of_train = {key: torch.cat([rows, more[key]]) for key, rows in of_train.items()}
+            self._features.update(of_train)
+        return {key: self._features[key] for key in wanted}
+
+    def proxy_folders(self, keys: Sequence[str] = ()) -> dict[str, Path]:
+        """Run folders of these proxies, of all without `keys`."""
+        everyone = dict(self.proxies) or self.experiment.proxies
+        return {key: self.experiment.student(key) for key in keys} if keys else everyone
+
+    @cached_property
+    def _candidates(self) -> dict[tuple[str, ...], Candidates]:
+        return {}
+
+    def candidates(self, keys: Sequence[str] = ()) -> Candidates:
+        """What is known of these proxies on the clips, of all without `keys`."""
+        name = tuple(keys)
+        if name not in self._candidates:
+            self._candidates[name] = self._read_candidates(name)
+        return self._candidates[name]
+
+    def _read_candidates(self, keys: tuple[str, ...]) -> Candidates:
+        folders, experiment = self.proxy_folders(keys), self.experiment
+        features, logits = proxy_outputs(folders.values())
+        if self.unlabelled:
+            both = zip((features, logits), outputs_on(experiment, folders.values(), self.unlabelled), strict=True)
+            features, logits = (torch.cat(pair) for pair in both)
+        teachers = experiment.card.teachers
+        return Candidates(
+            features=features,
+            logits=logits,
+            labels=self.labels,
+            k=self.k or experiment.method.k,
+            ce_ceiling=experiment.recipe.spd_ce_ceiling,
+            viewpoints=tuple(teachers[key].viewpoint if key in teachers else "" for key in folders),
+            seed=experiment.seed,
+            held_out=self.held_out,
+            halves=tuple(map(tuple, self.halves)),
+            start_features=self.start_features,
+        )
