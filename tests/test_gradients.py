@@ -16,7 +16,7 @@ from uniego_utils.analyses.gradients import (
     CLIP,
     SHARED,
     SOURCE,
-    ApartBackward,
+    PerLossLearner,
     class_against_rest,
     conflict_table,
     cosines,
@@ -78,12 +78,12 @@ def objective_of(kind, recipe=PAPER):
     )
 
 
-def learner_of(kind, backward=None, recipe=PAPER, **settings):
+def learner_of(kind, recipe=PAPER, **settings):
     torch.manual_seed(0)
     model = Student()
     if settings:
-        backward = ApartBackward(shared_layers(model), **settings)
-    return Learner(model, objective_of(kind, recipe), backward)
+        return PerLossLearner(model, objective_of(kind, recipe), layers=shared_layers(model), **settings)
+    return Learner(model, objective_of(kind, recipe))
 
 
 def trained(learner, folder, config=CONFIG, accumulate=1):
@@ -102,7 +102,12 @@ def trained(learner, folder, config=CONFIG, accumulate=1):
 
 def outputs_of(learner, batch):
     torch.manual_seed(3)
-    return learner.model(batch["clips"])
+    return learner.outputs(batch)
+
+
+def backward(learner, batch):
+    torch.manual_seed(3)
+    return learner.backward(batch, 1)
 
 
 def slow_cosine(one, other):
@@ -123,8 +128,8 @@ def test_shared_weights_are_the_backbones_without_its_classifier():
 def test_cosines_equal_autograd_parameter_by_parameter(kind):
     """A look at one batch, against one `autograd.grad` call per loss and parameter."""
     learner, batch = learner_of(kind, every=1), batches_of(0)[0]
-    learner.backward(learner, *outputs_of(learner, batch), batch, 1)
-    noted = learner.backward.take_notes()["gradients"]
+    backward(learner, batch)
+    noted = learner.notes()["gradients"]
     clip = noted.pop(CLIP)
 
     reference = learner_of(kind)
@@ -170,7 +175,7 @@ def test_passes_apart_give_the_gradient_of_the_whole_loss(kind, recipe, settings
     batch = batches_of(0)[0]
     loss = usual.objective(*outputs_of(usual, batch), batch)["loss"]
     loss.backward()
-    losses = apart.backward(apart, *outputs_of(apart, batch), batch, 1)
+    losses = backward(apart, batch)
     torch.testing.assert_close(losses["loss"], loss)
     for one, other in zip(usual.parameters, apart.parameters, strict=True):
         assert (one.grad is None) == (other.grad is None)
@@ -195,10 +200,10 @@ def test_looking_changes_no_weights(kind, accumulate, tmp_path):
 def test_looking_never_is_the_usual_backward_to_the_bit(tmp_path):
     """Batches that are not looked at take the very same path."""
     usual, seen = learner_of("teachers"), learner_of("teachers", every=1_000)
-    seen.backward.batches = 1
+    seen.batches = 1
     batch = batches_of(0)[0]
     usual.objective(*outputs_of(usual, batch), batch)["loss"].backward()
-    seen.backward(seen, *outputs_of(seen, batch), batch, 1)
+    backward(seen, batch)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(usual.parameters, seen.parameters, strict=True))
 
 
@@ -274,8 +279,8 @@ def test_parts_and_sources_add_up_to_the_loss(kind, recipe):
 
 def test_each_source_equals_autograd_of_its_own_loss():
     learner, batch = learner_of("teachers", sources_every=1), batches_of(0)[0]
-    learner.backward(learner, *outputs_of(learner, batch), batch, 1)
-    notes = [{"epoch": 1, **learner.backward.take_notes()}]
+    backward(learner, batch)
+    notes = [{"epoch": 1, **learner.notes()}]
     table = source_table({"x": notes}, ["a", "b", "c"]).set_index(["source", "other"])
 
     slow = learner_of("teachers")
@@ -300,8 +305,9 @@ def test_each_source_equals_autograd_of_its_own_loss():
 def test_rivals_equal_torchjd_on_the_whole_jacobian(rival, whole, sources):
     learner, batch = learner_of("teachers", combine=rival, sources=sources), batches_of(0)[0]
     outputs = outputs_of(learner, batch)
+    learner.outputs = lambda batch: outputs  # made before, so that the seed is that of the rival's draws
     torch.manual_seed(11)
-    learner.backward(learner, *outputs, batch, 1)
+    learner.backward(batch, 1)
 
     slow = learner_of("teachers")
     features, logits = outputs_of(slow, batch)
@@ -338,7 +344,7 @@ def test_no_loss_is_opposed_by_a_rivals_step(rival):
     named = {n: p for n, p in learner.model.named_parameters() if n in shared_layers(learner.model)}
     grads = [torch.autograd.grad(part, list(named.values()), retain_graph=True) for part in parts]
     assert slow_cosine(*grads) < -0.1
-    learner.backward(learner, features, logits, batch, 1)
+    backward(learner, batch)
     step = [parameter.grad for parameter in named.values()]
     for own in grads:
         assert slow_cosine(own, step) > -1e-4
@@ -349,8 +355,8 @@ def test_pcgrad_and_upgrad_are_one_where_there_are_two_losses():
     steps = []
     for rival in ("pcgrad", "upgrad"):
         learner, batch = learner_of("teachers", combine=rival), batches_of(0)[0]
-        learner.backward(learner, *outputs_of(learner, batch), batch, 1)
-        assert learner.backward.take_notes()["gradients"][SHARED]["rate"] == 1
+        backward(learner, batch)
+        assert learner.notes()["gradients"][SHARED]["rate"] == 1
         steps.append(torch.cat([p.grad.flatten() for p in learner.model.parameters()]))
     one, other = steps
     assert (one - other).norm() < 1e-3 * one.norm()  # UPGrad regularises its Gramian by 1e-4
@@ -375,11 +381,11 @@ def test_tables_have_a_row_per_method_epoch_and_group(tmp_path):
 
 
 def test_an_objective_without_distillation_is_refused():
-    learner = Learner(Student(), Classification())
-    learner.backward = ApartBackward(shared_layers(learner.model), every=1)
+    model = Student()
+    learner = PerLossLearner(model, Classification(), layers=shared_layers(model), every=1)
     batch = batches_of(0)[0]
     with pytest.raises(ValueError, match="no distillation part"):
-        learner.backward(learner, *outputs_of(learner, batch), batch, 1)
+        backward(learner, batch)
 
 
 @pytest.mark.parametrize(
@@ -393,20 +399,20 @@ def test_an_objective_without_distillation_is_refused():
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        ApartBackward({}, **settings)
+        PerLossLearner(Student(), Classification(), layers={}, **settings)
 
 
 def test_names_that_do_not_match_the_sources_are_refused():
     learner, batch = learner_of("teachers", combine="pcgrad", sources=("ego", "exo")), batches_of(0)[0]
     with pytest.raises(ValueError, match="2 names for 3 sources"):
-        learner.backward(learner, *outputs_of(learner, batch), batch, 1)
+        backward(learner, batch)
 
 
 def test_proxies_dropped_by_chance_have_no_loss_of_their_own():
     learner, batch = learner_of("proxies", sources_every=1), batches_of(0)[0]
     learner.objective.drop = 0.5
     with pytest.raises(ValueError, match="drop = 0"):
-        learner.backward(learner, *outputs_of(learner, batch), batch, 1)
+        backward(learner, batch)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error(tmp_path):

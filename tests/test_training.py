@@ -159,7 +159,7 @@ def test_training_learns(tmp_path):
 def test_one_sgd_step_is_rate_times_gradient(tmp_path):
     config = TrainConfig(epochs=1, lr=0.5, momentum=0.0, weight_decay=0.0, milestones=(1,))
     before = learner("labels", drop=0.0)
-    everything = [{"clips": CLIPS, "labels": LABELS}]
+    everything = [{"clips": CLIPS, "labels": LABELS, "rows": torch.arange(N)}]
     F.cross_entropy(before.model(CLIPS)[1], LABELS).backward()
     after, _ = train(["labels"], config, tmp_path / "c", lambda epoch: everything, drop=0.0)
     slow = before.model.head.weight - 0.05 * before.model.head.weight.grad  # from epoch 1: a tenth of 0.5

@@ -1,6 +1,6 @@
 """Level II: Selective Proxy Distillation (paper, section 3.2, equations 4-6), and its controls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from uniego_utils.students import (
     load_student,
     train_students,
 )
-from uniego_utils.training import Backward, Learner, Teach, autocast, predict
+from uniego_utils.training import Learner, Teach, autocast, predict
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def train_level_two(
     targets: dict[str, Tensor] | None = None,
     unlabelled: str | None = None,
     unseen: tuple[Tensor, Tensor] | None = None,
-    backward: Mapping[str, Backward] | None = None,
+    learner_types: Mapping[str, Callable[[nn.Module, nn.Module], Learner]] | None = None,
 ) -> None:
     """Train students of Level II in one pass over the data; each gets a run folder below `folder`.
 
@@ -286,7 +286,7 @@ def train_level_two(
             `unlabelled` (N + M, D_r).
         unlabelled: a split of M clips on which proxies teach too, without labels.
         unseen: what `outputs_on` gives for that split; computed unless given.
-        backward: by the student's name, how its gradients come about, where not by one backward pass.
+        learner_types: by the student's name, what makes a learner of model and objective; else `Learner`.
     """
     config, starts = experiment.preset.spd, starts or start_folders(experiment)
     features, logits = proxy_outputs(pool)
@@ -342,9 +342,9 @@ def train_level_two(
             }
         else:
             objective = Classification(config.label_smoothing)
-        learners[name] = Learner(backbone, objective, (backward or {}).get(name))
-        if learners[name].backward is not None:
-            inputs["backward"] = learners[name].backward.describe()
+        learners[name] = (learner_types or {}).get(name, Learner)(backbone, objective)
+        if described := learners[name].describe():
+            inputs["backward"] = described
         configs[name] = describe_training(experiment, config, start, **inputs)
     live = experiment.recipe.spd_live_targets and bool(weights)
     teach = partial(watch_along, experiment, pool, config.bf16) if live else None

@@ -1,7 +1,7 @@
-"""The training loop of every student: several learners may share one pass over the data.
+"""The training loop of everything that is trained: several learners may share one pass over the data.
 
-A learner is a model with its objective. Learners that share a pass see the very same batches and the same
-dropout draws, so training them together or alone gives the same weights, and comparisons are paired.
+Learners that share a pass see the very same batches and the same dropout draws, so training them together or
+alone gives the same weights, and comparisons are paired.
 """
 
 import json
@@ -9,9 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,28 +31,55 @@ Batches = Callable[[int], Iterable[dict]]  # epoch -> its batches
 Teach = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # a batch -> the batch with what learners are taught
 
 
-class Backward(Protocol):
-    """Another way to gradients than one backward pass of the loss, e.g. `gradients.ApartBackward`."""
-
-    def __call__(
-        self, learner: "Learner", features: Tensor, logits: Tensor, batch: dict[str, Tensor], together: int
-    ) -> dict[str, Tensor]:
-        """Add the batch's gradients, divided by `together`, to `.grad`; the objective's losses."""
-
-    def describe(self) -> dict:
-        """What a run's `config.json` is to say of it (JSON)."""
-
-    def take_notes(self) -> dict:
-        """What the finished epoch's record is to have besides losses (JSON); starts anew."""
-
-
 @dataclass
 class Learner:
-    """A student in training: `model(clips)` gives (features, logits), `objective` turns them into losses."""
+    """What `fit` trains: it makes losses of a batch, and gradients of the losses.
+
+    As it stands, a student: `model` makes features and logits of the batch's `clips`, `objective` losses of
+    these and the batch. A learner of another kind overrides `losses`. What a batch holds besides `rows` is
+    between the learner and its data.
+    """
 
     model: nn.Module
-    objective: nn.Module
-    backward: Backward | None = None  # None: one backward pass of the loss
+    objective: nn.Module = field(default_factory=nn.Identity)  # none where `losses` needs the model alone
+
+    def __post_init__(self):
+        self.forward, self.bf16 = self.model, False  # until `prepare` says otherwise
+
+    def prepare(self, device: torch.device, config: TrainConfig) -> None:
+        """Move to the device; take over precision and compilation. `fit` calls it first of all."""
+        self.model.to(device)
+        self.objective.to(device)
+        self.forward, self.bf16 = torch.compile(self.model) if config.compile else self.model, config.bf16
+
+    def train(self, training: bool = True) -> None:
+        """Into training mode, or out of it."""
+        self.model.train(training)
+        self.objective.train(training)
+
+    def outputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, C) of the batch's clips, in float32."""
+        with autocast(batch["clips"].device, self.bf16):
+            features, logits = self.forward(batch["clips"])
+        return features.float(), logits.float()
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars by name, means over the batch; `loss` is the one to minimise."""
+        return self.objective(*self.outputs(batch), batch)
+
+    def backward(self, batch: dict[str, Tensor], together: int) -> dict[str, Tensor]:
+        """Add the gradients of the batch's loss, divided by `together`, to `.grad`; returns the losses."""
+        losses = self.losses(batch)
+        (losses["loss"] / together).backward()
+        return losses
+
+    def notes(self) -> dict:
+        """What the finished epoch's record is to have besides losses (JSON); called once an epoch."""
+        return {}
+
+    def describe(self) -> dict:
+        """What decides the weights besides model and objective, for a run's `config.json`."""
+        return {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -105,15 +131,16 @@ def fit(
 
     Args:
         learners: by name; trained in place, left in eval mode.
-        batches: epoch (from 0) -> batches with `clips`, `labels` and `rows`; must depend on the epoch alone,
-            so that a resumed run sees what an uninterrupted one would have seen.
+        batches: epoch (from 0) -> batches, tensors by name: what the learners' `losses` ask for, and `rows`
+            (B,), the places of its entries in the data. Must depend on the epoch alone, so that a resumed run
+            sees what an uninterrupted one would have seen.
         config: epochs, optimiser, schedule.
         seed: of dropout and the like; the same draws for every learner.
         checkpoint: file written after every epoch and removed by the caller once results are saved.
         accumulate: batches per optimiser step; their gradients are averaged. What remains at the end of an
             epoch makes a step of its own.
         teach: adds to a batch what all learners are taught with, e.g. proxies' outputs; once for all.
-        evaluate: model -> named numbers, e.g. on the validation split; looked at, never used to choose.
+        evaluate: model -> named numbers, e.g. on the validation split; recorded, never used to choose.
 
     Returns:
         Per learner one record per epoch: mean losses, learning rate, seconds, evaluation.
@@ -121,18 +148,13 @@ def fit(
     Raises:
         FloatingPointError: a loss stopped being finite; names learner and epoch.
     """
-    forward = {}
-    for name, learner in learners.items():
-        learner.model.to(device)
-        learner.objective.to(device)
-        compiled = config.compile and learner.backward is None  # a compiled graph takes one backward pass
-        forward[name] = torch.compile(learner.model) if compiled else learner.model
+    for learner in learners.values():
+        learner.prepare(device, config)
     optimizers = {name: create_optimizer(learner.parameters, config) for name, learner in learners.items()}
     history: dict[str, list[dict]] = {name: [] for name in learners}
     first = _resume(checkpoint, learners, optimizers, history, device)
     for learner in learners.values():
-        learner.model.eval()  # stays so if the checkpoint is of the last epoch
-        learner.objective.eval()
+        learner.train(False)  # stays so if the checkpoint is of the last epoch
 
     bar = tqdm(
         total=config.epochs, initial=first, desc=describe, unit="epoch", disable=not progress, leave=False
@@ -140,10 +162,9 @@ def fit(
     for epoch in range(first, config.epochs):
         started = time.perf_counter()
         for learner in learners.values():
-            learner.model.train()
-            learner.objective.train()
+            learner.train()
         sums: dict[str, dict[str, Tensor]] = {name: {} for name in learners}
-        clips_seen = 0
+        entries = 0
         epoch_batches = batches(epoch)
         for number, batch in enumerate(epoch_batches):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
@@ -153,41 +174,27 @@ def fit(
             rate = learning_rate(config, step, len(epoch_batches))
             gathered = number % accumulate  # batches since the last optimiser step, before this one
             together = min(accumulate, len(epoch_batches) - number + gathered)
+            entries += len(batch["rows"])
             for name, learner in learners.items():
                 torch.manual_seed(seed * 1_000_003 + step)  # equal draws for all learners; exact resume
-                for group in optimizers[name].param_groups:
-                    group["lr"] = rate
-                with autocast(device, config.bf16):
-                    features, logits = forward[name](batch["clips"])
-                features, logits = features.float(), logits.float()
                 if gathered == 0:
                     optimizers[name].zero_grad()
-                if learner.backward is None:
-                    losses = learner.objective(features, logits, batch)
-                    (losses["loss"] / together).backward()
-                else:
-                    losses = learner.backward(learner, features, logits, batch, together)
+                losses = learner.backward(batch, together)
                 if gathered + 1 == together:
-                    if config.grad_clip is not None:
-                        nn.utils.clip_grad_norm_(learner.parameters, config.grad_clip)
-                    optimizers[name].step()
+                    _step(learner, optimizers[name], rate, config.grad_clip)
                 for part, value in losses.items():  # summed on the device: no wait per step
-                    before = sums[name].get(part, 0.0)
-                    sums[name][part] = before + value.detach() * len(batch["labels"])
-            clips_seen += len(batch["labels"])
+                    sums[name][part] = sums[name].get(part, 0.0) + value.detach() * len(batch["rows"])
 
-        look = evaluate is not None and ((epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs)
+        evaluated = (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
         for name, learner in learners.items():
-            means = {part: (value / clips_seen).item() for part, value in sums[name].items()}
+            means = {part: (value / entries).item() for part, value in sums[name].items()}
             if not all(map(math.isfinite, means.values())):
                 raise FloatingPointError(
                     f"{name}: losses {means} in epoch {epoch + 1}; lower the learning rate"
                 )
-            learner.model.eval()
-            learner.objective.eval()
-            looked = evaluate(learner.model) if look else {}
-            notes = {} if learner.backward is None else learner.backward.take_notes()
-            history[name].append({"epoch": epoch + 1, "lr": rate, **means, **looked, **notes})
+            learner.train(False)
+            evaluation = evaluate(learner.model) if evaluate is not None and evaluated else {}
+            history[name].append({"epoch": epoch + 1, "lr": rate, **means, **evaluation, **learner.notes()})
         seconds = (time.perf_counter() - started) / len(learners)
         for records in history.values():
             records[-1]["seconds"] = round(seconds, 3)
@@ -196,6 +203,15 @@ def fit(
         bar.set_postfix({name: f"{records[-1]['loss']:.3f}" for name, records in list(history.items())[:3]})
     bar.close()
     return history
+
+
+def _step(learner: Learner, optimizer: torch.optim.Optimizer, rate: float, grad_clip: float | None) -> None:
+    """One step of the optimiser, with the gradients' norm cut at `grad_clip`."""
+    if grad_clip is not None:
+        nn.utils.clip_grad_norm_(learner.parameters, grad_clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:

@@ -5,8 +5,7 @@ The shared weights are the backbone's without its classifier, which features nev
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchjd.aggregation import CAGradWeighting, PCGradWeighting, UPGradWeighting
 
+from uniego_utils.cards import TrainConfig
 from uniego_utils.merging import name_layers
 from uniego_utils.objectives import Losses
 from uniego_utils.proxies import START
@@ -25,7 +25,7 @@ SOURCE = "source"  # each source's gradient on the shared weights, by itself
 CLIP = "clip"  # each clip's gradient on its own feature
 HEAD = "head"
 CLASSIFICATION = "classification"  # the first of the losses that are compared
-EVERY = 3  # batches between looks
+EVERY = 3  # batches between measurements
 USUAL = {  # notebook 08's own parameters; others get a folder of their own
     "methods": ["direct", "all_proxies", "uniego"],
     "rivals": ["pcgrad", "cagrad", "upgrad"],
@@ -44,7 +44,7 @@ RIVALS = {
     "upgrad": UPGradWeighting,
 }
 DIRECT = Method("the common start, all teachers at once", START, direct=True)
-COMPARED = {  # whose gradients may be looked at; the paper compares the first, the third and the fourth
+COMPARED = {  # whose gradients may be measured; the paper compares the first, the third and the fourth
     "direct": DIRECT,
     "naive": METHODS["naive"],
     "all_proxies": ABLATIONS["all_proxies"],
@@ -122,20 +122,20 @@ def step_weights(name: str, gramian: Tensor) -> Tensor:
     return RIVALS[name]()(gramian) * (len(gramian) if name in OF_MEAN else 1)
 
 
-@dataclass
-class ApartBackward:
-    """A `training.Backward` with one pass per loss: it sees how their gradients lie to each other.
+@dataclass(kw_only=True)
+class PerLossLearner(Learner):
+    """A learner with one backward pass per loss: it measures how their gradients lie to each other.
 
-    On a batch that is looked at, the classification part and the distillation part have a backward pass
-    each, and the optimiser gets the sum of both gradients, so nothing is computed twice. Other batches have
-    the usual one. In memory are as many gradients as losses; per clip there are those on its feature alone,
-    for which no pass goes through the backbone.
+    On a measured batch, the classification part and the distillation part have a backward pass each, and the
+    optimiser gets the sum of both gradients, so nothing is computed twice. Other batches have the usual one.
+    In memory are as many gradients as losses; per clip there are those on its feature alone, for which no
+    pass goes through the backbone.
 
     Args:
         layers: of `shared_layers`.
-        every: batches between looks.
-        sources_every: batches between looks at each source (teacher or proxy) by itself, with a pass for
-            each; 0: never.
+        every: batches between measurements.
+        sources_every: batches between measurements of each source (teacher or proxy) by itself, with a pass
+            for each; 0: never.
         combine: `sum`, or one of `RIVALS`, which weigh the losses' gradients on the shared weights at every
             step. All else (classifier, projections) gets the sum.
         sources: with a rival, a name for each source: those of one name are one loss. Empty: all are.
@@ -149,11 +149,12 @@ class ApartBackward:
     sources_every: int = 0
     combine: str = SUM
     sources: Sequence[str] = ()
-    batches: int = field(default=0, init=False)  # seen in this epoch
-    seen: dict[str, list[float]] = field(default_factory=dict, init=False)  # group -> cosines
+    batches: int = field(default=0, init=False)  # of this epoch so far
+    angles: dict[str, list[float]] = field(default_factory=dict, init=False)  # group -> cosines
     matrices: list[np.ndarray] = field(default_factory=list, init=False)  # (1 + R, 1 + R) cosines
 
     def __post_init__(self):
+        super().__post_init__()
         if self.every < 1 or self.sources_every < 0:
             raise ValueError(
                 f"looks every {self.every} batches, at sources every {self.sources_every}: at least 1 and 0"
@@ -162,6 +163,10 @@ class ApartBackward:
             raise ValueError(f"unknown rival {self.combine!r}; choose of {', '.join((SUM, *RIVALS))}")
         if self.sources_every and self.combine != SUM:
             raise ValueError("each source is looked at where gradients are summed; set sources_every = 0")
+
+    def prepare(self, device: torch.device, config: TrainConfig) -> None:
+        """See `Learner`; not compiled, for a compiled graph takes one backward pass."""
+        super().prepare(device, replace(config, compile=False))
 
     def describe(self) -> dict:
         """What decides the weights and the notes, for `config.json`."""
@@ -172,42 +177,36 @@ class ApartBackward:
             "sources": list(self.sources),
         }
 
-    def __call__(
-        self, learner: Learner, features: Tensor, logits: Tensor, batch: dict[str, Tensor], together: int
-    ) -> Losses:
-        """See `training.Backward`."""
+    def backward(self, batch: dict[str, Tensor], together: int) -> Losses:
+        """See `Learner`."""
         number, self.batches = self.batches, self.batches + 1
         each = self.sources_every > 0 and number % self.sources_every == 0
-        look = number % self.every == 0
-        losses = learner.objective(features, logits, batch)
-        if not (look or each or self.combine != SUM):
-            (losses["loss"] / together).backward()
-            return losses
+        measured = number % self.every == 0
+        if not (measured or each or self.combine != SUM):
+            return super().backward(batch, together)
 
-        classification, distillation = split_losses(losses, learner.objective.part_weights)
-        if look and (angles := clip_cosines(classification, distillation, features)) is not None:
+        features, logits = self.outputs(batch)
+        losses = self.objective(features, logits, batch)
+        classification, distillation = split_losses(losses, self.objective.part_weights)
+        if measured and (angles := clip_cosines(classification, distillation, features)) is not None:
             self._note(CLIP, angles)
         terms = [classification, distillation]
         if each or (self.combine != SUM and self.sources):
-            by_source = learner.objective.by_source(features, logits, batch)
+            by_source = self.objective.by_source(features, logits, batch)
             terms = [classification, *(by_source if each else self._grouped(by_source))]
-        trained = dict(
-            chain(
-                learner.model.named_parameters(),
-                ((f"objective.{name}", value) for name, value in learner.objective.named_parameters()),
-            )
-        )
+        trained = dict(self.model.named_parameters())
+        trained |= {f"objective.{name}": value for name, value in self.objective.named_parameters()}
         gradients = []
         for place, term in enumerate(terms):
             keep = place + 1 < len(terms)  # the graph, for the next loss
-            found = torch.autograd.grad(
+            of_term = torch.autograd.grad(
                 term / together, list(trained.values()), None, keep, allow_unused=True
             )
-            gradients.append(dict(zip(trained, found, strict=True)))
+            gradients.append(dict(zip(trained, of_term, strict=True)))
         products = gramians(gradients, self.layers)
         if not products[SHARED].isfinite().all():
             raise FloatingPointError("a gradient is not finite; lower the learning rate")
-        if look:
+        if measured:
             for group, gramian in products.items():
                 self._note(group, cosines(class_against_rest(gramian))[0, 1])
         if each:
@@ -217,8 +216,8 @@ class ApartBackward:
 
         weights = step_weights(self.combine, products[SHARED].cpu()).tolist()
         for name, parameter in trained.items():
-            own = weights if name in self.layers else [1.0] * len(terms)
-            for weight, gradient in zip(own, (found[name] for found in gradients), strict=True):
+            factors = weights if name in self.layers else [1.0] * len(terms)
+            for weight, gradient in zip(factors, (of_term[name] for of_term in gradients), strict=True):
                 if gradient is not None:
                     add = gradient if weight == 1 else weight * gradient
                     parameter.grad = add if parameter.grad is None else parameter.grad + add
@@ -227,7 +226,7 @@ class ApartBackward:
     def _note(self, group: str, angles: Tensor) -> None:
         known = angles[~angles.isnan()]  # where a gradient is zero there is no angle
         if len(known):
-            self.seen.setdefault(group, []).extend(known.tolist())
+            self.angles.setdefault(group, []).extend(known.tolist())
 
     def _grouped(self, by_source: Tensor) -> list[Tensor]:
         """Losses of the sources (R,), added up by name."""
@@ -239,18 +238,18 @@ class ApartBackward:
             for group in groups
         ]
 
-    def take_notes(self) -> dict:
+    def notes(self) -> dict:
         """The epoch's `gradients`, group -> rate, cosine, counted, and `sources`: for each pair of
         classification and sources the sum of cosines, how many were negative, and on how many batches."""
         notes = {}
-        if self.seen:
+        if self.angles:
             notes["gradients"] = {
                 group: {
-                    "rate": float(np.less(seen, 0).mean()),
-                    "cosine": float(np.mean(seen)),
-                    "counted": len(seen),
+                    "rate": float(np.less(angles, 0).mean()),
+                    "cosine": float(np.mean(angles)),
+                    "counted": len(angles),
                 }
-                for group, seen in self.seen.items()
+                for group, angles in self.angles.items()
             }
         if self.matrices:
             stacked = np.stack(self.matrices)
@@ -260,7 +259,7 @@ class ApartBackward:
                 "batches": (~np.isnan(stacked)).sum(0),
             }
             notes["sources"] = {name: table.tolist() for name, table in counted.items()}
-        self.batches, self.seen, self.matrices = 0, {}, []
+        self.batches, self.angles, self.matrices = 0, {}, []
         return notes
 
 
@@ -286,7 +285,7 @@ def conflict_table(histories: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
     Groups are `SHARED` and its layers (a cosine a batch), `SOURCE` (one a source and batch), and `CLIP`.
 
     Args:
-        histories: method -> its epochs' records, trained with `ApartBackward`.
+        histories: method -> its epochs' records, trained by `PerLossLearner`.
     """
     rows = [
         {"method": method, "epoch": record["epoch"], "group": group, **found}
