@@ -19,7 +19,8 @@ from uniego_utils.objectives import Classification, TeacherDistillation
 from uniego_utils.official import export_student, import_student, main, read_official, write_official
 from uniego_utils.recipes import PAPER, RECIPES
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors, start_run
-from uniego_utils.students import SPLITS, finish_student, load_outputs
+from uniego_utils.sources import load_outputs
+from uniego_utils.students import SPLITS, finish_student
 from uniego_utils.training import Learner, read_history
 
 WIDTH, HEADS = 32, 2

@@ -40,10 +40,21 @@ from uniego_utils.report.claims import (
 EEF, A101, EE4D = DATASETS
 PROXIES = list(load_card(EEF).teachers)
 EVERYONE = [
-    *("none", "all", *PROXIES, *STARTS, *STARTS.values(), "soup", "arithmetic", "ties", "control", "naive"),
+    *(
+        "ego",
+        "naive",
+        *PROXIES,
+        *STARTS,
+        *STARTS.values(),
+        "soup",
+        "arithmetic",
+        "ties",
+        "ego_longer",
+        "naive_longer",
+    ),
     *("merged_ce", "start_all", "start_spd", "after_soup", "after_arithmetic", "after_ties", "top2", "top3"),
     *("all_proxies", "ego_exo", "features_only", "logits_only", "exo_timesformer", "exo_stgcn"),
-    *("uniego_unlabelled", "naive_unlabelled", "control_long"),
+    *("uniego_unlabelled", "naive_unlabelled", "ego_same_steps"),
 ]
 
 
@@ -73,7 +84,7 @@ def compared(scores):
 
 @pytest.fixture
 def few():
-    return scores_of({"uniego": [60.0, 61.0], "none": [50.0, 52.0]})
+    return scores_of({"uniego": [60.0, 61.0], "ego": [50.0, 52.0]})
 
 
 @pytest.fixture
@@ -112,7 +123,7 @@ def test_tables_that_repeat_a_number_agree():
             table = table[table["backbone"] == "timesformer"]
         for row in table[table["method"] != ""].itertuples():
             assert seen.setdefault((row.dataset, row.method), row.value) == row.value, (number, row)
-    expected = {"none": [80.3, 47.6, 39.9], "all": [81.5, 48.2, 40.6], "uniego": [84.7, 50.7, 41.1]}
+    expected = {"ego": [80.3, 47.6, 39.9], "naive": [81.5, 48.2, 40.6], "uniego": [84.7, 50.7, 41.1]}
     for method, values in expected.items():
         assert [seen[dataset, method] for dataset in DATASETS] == values
     assert paper_top1() == seen
@@ -125,12 +136,12 @@ def test_the_gains_that_the_text_states():
     assert [round(ours[d] - table[d, "TimeSformer"], 1) for d in DATASETS] == [4.4, 3.1, 1.2]
     assert [round(ours[d] - table[d, "π-ViT"], 1) for d in (EEF, A101)] == [4.6, 2.9]
     found = paper_table(3).query("metric == 'mAP'").set_index(["dataset", "method"])["value"]
-    assert round(found[EEF, "all"] - found[EEF, "none"], 3) == 0.012
-    assert round(found[EEF, "uniego"] - found[EEF, "all"], 3) == 0.057
+    assert round(found[EEF, "naive"] - found[EEF, "ego"], 3) == 0.012
+    assert round(found[EEF, "uniego"] - found[EEF, "naive"], 3) == 0.057
 
 
 def test_the_best_proxy_of_table_10_is_the_best_of_table_9():
-    proxies = paper_table(9).query("method != 'none'")
+    proxies = paper_table(9).query("method != 'ego'")
     assert set(proxies["method"]) == set(PROXIES)
     best = proxies.groupby("dataset")["value"].max()
     assert [paper_top1()[dataset, "best"] for dataset in (EEF, A101)] == [best[EEF], best[A101]]
@@ -153,10 +164,13 @@ def test_selection_rates_agree_with_the_card_and_appendix_f(number, dataset, gap
 
 
 def test_a_comparison_agrees_with_scipy_and_statistics():
-    top1 = {"uniego": [61.0, 58.5, 64.0], "all": [60.0, 58.0, 61.5], "none": [1.0, 2.0, 3.0]}
-    nll = {"uniego": [1.0, 1.4, 1.2], "all": [1.1, 1.3, 1.5], "none": [9.0, 9.0, 9.0]}
-    found = compare(scores_of(top1, nll).sample(frac=1, random_state=1), "uniego", "all")
-    for unit, values, first, second in (("points", top1, "uniego", "all"), ("nats", nll, "all", "uniego")):
+    top1 = {"uniego": [61.0, 58.5, 64.0], "naive": [60.0, 58.0, 61.5], "ego": [1.0, 2.0, 3.0]}
+    nll = {"uniego": [1.0, 1.4, 1.2], "naive": [1.1, 1.3, 1.5], "ego": [9.0, 9.0, 9.0]}
+    found = compare(scores_of(top1, nll).sample(frac=1, random_state=1), "uniego", "naive")
+    for unit, values, first, second in (
+        ("points", top1, "uniego", "naive"),
+        ("nats", nll, "naive", "uniego"),
+    ):
         slow = stats.ttest_rel(values[first], values[second])
         differences = [a - b for a, b in zip(values[first], values[second], strict=True)]
         assert found[f"{unit}_mean"] == pytest.approx(statistics.mean(differences))
@@ -415,12 +429,12 @@ def test_table_8_knows_how_many_uniego_selects(scores):
     assert table.loc["Top-2", "Paper, EEF"] == "84.3"
 
 
-@pytest.mark.parametrize("case", ["all", "one seed", "few methods"])
+@pytest.mark.parametrize("case", ["naive", "one seed", "few methods"])
 def test_the_markdown_has_everything_and_reads_as_text(scores, selected, case):
     if case == "one seed":
         scores = scores[scores["seed"] == 0]
     if case == "few methods":
-        scores = scores[~scores["method"].isin(["top3", "naive", "after_best"])]
+        scores = scores[~scores["method"].isin(["top3", "naive_longer", "after_best"])]
     text = claims_markdown(scores, selected, "a benchmark", "make study DATASET=mocap")
     opening = text.split("## Claims")[0]
     for part in ("# The paper's claims on a benchmark", "`make study DATASET=mocap`", "commit ", "torch "):
@@ -436,7 +450,7 @@ def test_the_markdown_has_everything_and_reads_as_text(scores, selected, case):
 
 
 def test_the_markdown_counts_its_comparisons_and_tells_uneven_seeds(compared, scores, selected):
-    uneven = scores[~((scores["method"] == "all") & (scores["seed"] == 4))]
+    uneven = scores[~((scores["method"] == "naive") & (scores["seed"] == 4))]
     text = claims_markdown(uneven, selected, "x")
     distinct = {frozenset(pair) for pair in compared[["first", "second"]].to_numpy()}
     assert f"These are {len(distinct)} comparisons" in text
@@ -445,4 +459,4 @@ def test_the_markdown_counts_its_comparisons_and_tells_uneven_seeds(compared, sc
 
 def test_a_text_without_uniego_is_refused(few, selected):
     with pytest.raises(ValueError, match="UNIEGO is not among the scores; run notebook 04_spd"):
-        claims_markdown(few[few["method"] == "none"], selected, "x")
+        claims_markdown(few[few["method"] == "ego"], selected, "x")

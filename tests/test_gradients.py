@@ -29,6 +29,7 @@ from uniego_utils.backbones import create_backbone
 from uniego_utils.cards import MethodCard, TrainConfig
 from uniego_utils.objectives import Classification, ProxyDistillation, TeacherDistillation, shares
 from uniego_utils.recipes import PAPER, RECIPES
+from uniego_utils.rivals import DroppedProxies
 from uniego_utils.training import Learner, fit
 
 CPU = torch.device("cpu")
@@ -410,8 +411,8 @@ def test_names_that_do_not_match_the_sources_are_refused():
 
 def test_proxies_dropped_by_chance_have_no_loss_of_their_own():
     learner, batch = learner_of("proxies", sources_every=1), batches_of(0)[0]
-    learner.objective.drop = 0.5
-    with pytest.raises(ValueError, match="drop = 0"):
+    learner.objective.__class__ = DroppedProxies
+    with pytest.raises(ValueError, match="dropped by chance have no loss of their own"):
         backward(learner, batch)
 
 

@@ -14,10 +14,10 @@ from uniego_utils.objectives import (
     ProxyDistillation,
     TeacherDistillation,
     cosine_distance,
-    drop_proxies,
     shares,
 )
 from uniego_utils.recipes import PAPER, RECIPES, RELEASED, recipe_called
+from uniego_utils.rivals import DroppedProxies, drop_proxies
 
 N, R, D, C = 7, 3, 6, 4  # clips of the split, proxies, feature width, classes
 METHOD = MethodCard(lambda_feat=5, lambda_cls=0.7, beta_feat=3, beta_logit=2, beta_cls=0.5, tau=1.0)
@@ -124,11 +124,17 @@ def proxies():
     return seeded(N, R, D, seed=2), 2 * seeded(N, R, C, seed=3) + 2 * F.one_hot(LABELS, C)[:, None]
 
 
-def selective(method=METHOD, recipe=PAPER, selected=SELECTED, drop=0.0, **changed):
+class OftenDropped(DroppedProxies):
+    """Leaves out nine proxies of ten."""
+
+    probability = 0.9
+
+
+def selective(method=METHOD, recipe=PAPER, selected=SELECTED, kind=ProxyDistillation, **changed):
     features, logits = proxies()
     torch.manual_seed(0)  # the projection, where the recipe has one
     arguments = dict(features=features, logits=logits, weights=shares(selected), labels=LABELS) | changed
-    return ProxyDistillation(**arguments, method=method, recipe=recipe, drop=drop)
+    return kind(**arguments, method=method, recipe=recipe)
 
 
 def slow_level_two(objective, features, logits, method, recipe, selected):
@@ -299,7 +305,7 @@ def test_dropping_keeps_the_farthest_proxy_and_draws_the_others():
 
 
 def test_proxies_are_dropped_in_training_alone():
-    objective = selective(selected=torch.ones_like(SELECTED), drop=0.9)
+    objective = selective(selected=torch.ones_like(SELECTED), kind=OftenDropped)
     whole = selective(selected=torch.ones_like(SELECTED))(seeded(4, D), seeded(4, C), BATCH)["loss"]
     torch.manual_seed(0)
     assert objective(seeded(4, D), seeded(4, C), BATCH)["loss"] > whole  # the farthest stays

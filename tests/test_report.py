@@ -31,8 +31,8 @@ from uniego_utils.report.tables import (
 )
 from uniego_utils.runs import finish_run
 
-TOP1 = {"uniego": [61.0, 58.5, 64.0], "none": [55.0, 59.0, 57.5], "all": [60.0, 58.0, 61.5]}  # seeds 0, 1, 2
-LABELS = {"uniego": "UNIEGO", "none": "Ego baseline", "all": "Naive"}
+TOP1 = {"uniego": [61.0, 58.5, 64.0], "ego": [55.0, 59.0, 57.5], "naive": [60.0, 58.0, 61.5]}  # seeds 0, 1, 2
+LABELS = {"uniego": "UNIEGO", "ego": "Ego baseline", "naive": "Naive"}
 
 
 def metrics(top1):
@@ -91,9 +91,9 @@ def test_one_value_has_no_interval():
 @pytest.mark.parametrize("column", ["test_top1", "test_nll"])
 def test_paired_differences_agree_with_scipy(scores, column):
     table = paired_differences(scores, "uniego", column).set_index("method")
-    assert list(table.index) == ["none", "all"]
+    assert list(table.index) == ["ego", "naive"]
     values = {method: rows[column].tolist() for method, rows in scores.groupby("method")}
-    for method in ("none", "all"):
+    for method in ("ego", "naive"):
         low, high = stats.ttest_rel(values["uniego"], values[method]).confidence_interval(0.95)
         differences = [a - b for a, b in zip(values["uniego"], values[method], strict=True)]
         row = table.loc[method]
@@ -112,9 +112,9 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_rows(scores):
 
 
 def test_a_seed_that_one_method_lacks_is_in_no_pair(scores):
-    without = scores[~((scores["method"] == "none") & (scores["seed"] == 2))]
-    row = paired_differences(without, "uniego", "test_top1").set_index("method").loc["none"]
-    both = stats.ttest_rel(TOP1["uniego"][:2], TOP1["none"][:2]).confidence_interval(0.95)
+    without = scores[~((scores["method"] == "ego") & (scores["seed"] == 2))]
+    row = paired_differences(without, "uniego", "test_top1").set_index("method").loc["ego"]
+    both = stats.ttest_rel(TOP1["uniego"][:2], TOP1["ego"][:2]).confidence_interval(0.95)
     assert row["positive"] == "1/2" and (row["low"], row["high"]) == pytest.approx(tuple(both))
 
 
@@ -134,9 +134,9 @@ def test_a_summary_agrees_with_slow_means(scores, split):
 
 def test_the_results_table_shows_mean_spread_and_difference(scores):
     table = results_table(scores, LABELS).set_index("Method")
-    mean, sd = statistics.mean(TOP1["none"]), statistics.stdev(TOP1["none"])
+    mean, sd = statistics.mean(TOP1["ego"]), statistics.stdev(TOP1["ego"])
     assert table.loc["Ego baseline", "Accuracy (%)"] == f"{mean:.1f} ± {sd:.1f}"
-    low, high = stats.ttest_rel(TOP1["uniego"], TOP1["none"]).confidence_interval(0.95)
+    low, high = stats.ttest_rel(TOP1["uniego"], TOP1["ego"]).confidence_interval(0.95)
     difference = statistics.mean(TOP1["uniego"]) - mean
     assert (
         table.loc["Ego baseline", "UNIEGO minus it (points)"]
@@ -216,7 +216,7 @@ def test_a_page_fits_a_phone(page):
 
 
 def test_unfinished_runs_are_left_out_on_request(folders, tmp_path):
-    asked = folders | {"all": folders["all"] | {7: tmp_path / "none"}, "gate": {0: tmp_path / "none"}}
+    asked = folders | {"naive": folders["naive"] | {7: tmp_path / "none"}, "gate": {0: tmp_path / "none"}}
     assert finished_only(asked) == folders
 
 
@@ -233,13 +233,17 @@ def test_selection_shares_are_means_over_clips(tmp_path):
 
 
 def test_doses_are_collected_in_the_methods_order(tmp_path):
-    for seed, dose, method, top1 in [(0, 3, "uniego", 50.0), (0, 0, "naive", 40.0), (1, 0, "uniego", 60.0)]:
+    for seed, dose, method, top1 in [
+        (0, 3, "uniego", 50.0),
+        (0, 0, "naive_longer", 40.0),
+        (1, 0, "uniego", 60.0),
+    ]:
         finish_run(tmp_path / str(seed) / f"dose{dose}" / method, metrics(top1))
-    (tmp_path / "1" / "dose0" / "naive").mkdir()  # not finished
+    (tmp_path / "1" / "dose0" / "naive_longer").mkdir()  # not finished
     finish_run(tmp_path / "0" / "dose0" / "merged", metrics(1.0))  # not asked for
-    table = collect_doses({seed: tmp_path / str(seed) for seed in (0, 1, 2)}, ["uniego", "naive"])
+    table = collect_doses({seed: tmp_path / str(seed) for seed in (0, 1, 2)}, ["uniego", "naive_longer"])
     kept = table[["method", "seed", "dose", "test_top1"]].to_numpy().tolist()
-    assert kept == [["uniego", 0, 3, 50.0], ["uniego", 1, 0, 60.0], ["naive", 0, 0, 40.0]]
+    assert kept == [["uniego", 0, 3, 50.0], ["uniego", 1, 0, 60.0], ["naive_longer", 0, 0, 40.0]]
     assert collect_doses({2: tmp_path / "2"}, ["uniego"]).empty
 
 
@@ -252,7 +256,7 @@ def test_mean_tables_average_rows_first_then_seeds(tmp_path):
 
 def test_metrics_stand_beside_the_papers(tmp_path):
     columns = ["method", "mAP", "R@1", "R@5"]
-    values = {0: [("none", 0.2, 0.4, 0.6), ("uniego", 0.3, 0.5, 0.7)], 1: [("none", 0.4, 0.4, 0.6)]}
+    values = {0: [("ego", 0.2, 0.4, 0.6), ("uniego", 0.3, 0.5, 0.7)], 1: [("ego", 0.4, 0.4, 0.6)]}
     for seed, rows in values.items():
         pd.DataFrame(rows, columns=columns).to_csv(tmp_path / f"{seed}.csv", index=False)
     paper = pd.DataFrame(
@@ -287,8 +291,8 @@ def test_gains_are_paired_by_seed_head_by_head(tmp_path):
         1: (33.0, 29.0, 26.0),
     }  # UNIEGO, baseline, baseline with head b
     for seed, (ours, none, rival) in edits.items():
-        rows = [("none", "a", "test", none), ("uniego", "a", "test", ours), ("uniego", "a", "val", 99.0)]
-        rows += [("none", "b", "test", rival), ("uniego", "b", "test", rival + 1)]
+        rows = [("ego", "a", "test", none), ("uniego", "a", "test", ours), ("uniego", "a", "val", 99.0)]
+        rows += [("ego", "b", "test", rival), ("uniego", "b", "test", rival + 1)]
         table = pd.DataFrame(rows, columns=["method", "head", "split", "edit"])
         table.to_csv(tmp_path / f"{seed}.csv", index=False)
     files = {seed: tmp_path / f"{seed}.csv" for seed in (0, 1, 2)}
@@ -354,7 +358,7 @@ def test_a_page_says_how_to_make_what_is_missing(tmp_path):
 
 
 def test_methods_are_compared_on_seeds_that_all_have(scores):
-    fewer = scores[(scores["method"] != "all") | (scores["seed"] == 1)]
+    fewer = scores[(scores["method"] != "naive") | (scores["seed"] == 1)]
     kept = common_seeds(fewer)
     assert sorted(kept["method"]) == sorted(TOP1) and set(kept["seed"]) == {1}
     assert common_seeds(scores).equals(scores)

@@ -1,20 +1,14 @@
 """Proxy selection (equation 4) against a slow loop, its invariances and refusals."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
-from uniego_utils.experiment import create_experiment
+from uniego_utils.candidates import Candidates, random_proxies, select_proxies, top_of_each
+from uniego_utils.methods import METHODS
 from uniego_utils.objectives import proxy_cross_entropy
-from uniego_utils.spd import (
-    ablation_weights,
-    confidence_weights,
-    random_proxies,
-    select_proxies,
-    top_of_each,
-)
+from uniego_utils.rivals import confidence_weights
 
 
 def logits_of(clips, proxies, classes, seed):
@@ -136,14 +130,14 @@ def test_the_best_of_each_viewpoint_agrees_with_two_separate_selections(ceiling)
     assert (selected.sum(1) <= 2).all() and (selected.sum(1) == 2).any()
 
 
-def test_the_recipes_ceiling_holds_for_every_ablation():
+def test_the_recipes_ceiling_holds_for_every_selection():
     logits, labels = logits_of(60, 9, 3, 0), labels_of(60, 3, 0)
     unsure = proxy_cross_entropy(logits, labels) > 0.3
-    experiment = create_experiment(dataset="mocap", preset="smoke", seed=0, outputs="outputs")
-    experiment = replace(experiment, recipe=replace(experiment.recipe, spd_ce_ceiling=0.3))
-    weights = ablation_weights(experiment, logits, labels, 1)
+    viewpoints = ("ego", "exo", "exo") * 3
+    clips = Candidates(torch.zeros(60, 9, 2), logits, labels, ce_ceiling=0.3, viewpoints=viewpoints)
     for name in ("uniego", "top2", "ego_exo"):
-        assert (weights[name] > 0).any() and not (weights[name][unsure] > 0).any()
+        weights = METHODS[name].weights(clips)
+        assert (weights > 0).any() and not (weights[unsure] > 0).any()
 
 
 def test_the_best_of_one_group_is_the_best_of_all():

@@ -6,41 +6,26 @@ import pandas as pd
 import pytest
 import torch
 
-from uniego_utils import spd, students
+from uniego_utils import students
 from uniego_utils.analyses.misaligned import DOSE_METHODS, misalign, train_doses
 from uniego_utils.analyses.reliability import cross_fit, split_folds
+from uniego_utils.candidates import everyone
 from uniego_utils.cards import CARDS, from_mapping, load_card, merged
 from uniego_utils.data.video import loader
 from uniego_utils.experiment import Experiment
-from uniego_utils.merging import STARTS, merge_proxies
+from uniego_utils.merging import merge_proxies
+from uniego_utils.methods import EGO, MERGES, NAIVE, Method, choose, of_notebook
 from uniego_utils.mocap.clips import MocapSettings, build
-from uniego_utils.objectives import shares
-from uniego_utils.proxies import (
-    BASELINE,
-    NAIVE,
-    common_start,
-    level_one_objective,
-    projected_teacher,
-    teacher_targets,
-    train_level_one,
-    train_proxies,
-)
+from uniego_utils.objectives import ProxyDistillation, TeacherDistillation
+from uniego_utils.proxies import projected_teacher, train_proxies
 from uniego_utils.recipes import PAPER
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors
-from uniego_utils.spd import (
-    METHODS,
-    Method,
-    known_methods,
-    outputs_on,
-    proxy_outputs,
-    proxy_pool,
-    select_proxies,
-    train_level_two,
-    watch_along,
-)
+from uniego_utils.sources import Sources, outputs_on, proxy_outputs, teacher_targets
+from uniego_utils.students import common_start, proxies_on_view, train
 from uniego_utils.teachers.extraction import prepare_teacher
 from uniego_utils.teachers.features import write_features
 
+ALL_PROXIES = Method("All", "all proxies", "any", objective=ProxyDistillation, weights=everyone)
 TEACHERS = ("ego_dino", "exo_skl")
 
 
@@ -82,11 +67,7 @@ def trained(data_root, tmp_path_factory):
     experiment = open_small_experiment(data_root, tmp_path_factory.mktemp("outputs"))
     train_proxies(experiment, "each")
     merge_proxies(experiment)
-    pool = proxy_pool(experiment)
-    _, logits = proxy_outputs(pool)
-    labels = torch.tensor(experiment.manifest("train").labels)
-    selected = {"uniego": shares(select_proxies(logits, labels, 1))}
-    train_level_two(experiment, METHODS, selected, pool, experiment.folder("04_spd"))
+    train(experiment, of_notebook("04_spd"))
     return experiment
 
 
@@ -95,9 +76,9 @@ def weights_of(folder):
 
 
 def test_every_student_and_method_leaves_a_finished_run(trained):
-    runs = [trained.folder("02_proxy") / name for name in ("start", *TEACHERS, BASELINE, NAIVE)]
-    runs += [trained.folder("03_merging") / name for name in STARTS]
-    runs += [trained.folder("04_spd") / name for name in METHODS]
+    runs = [trained.folder("02_proxy") / name for name in ("start", *TEACHERS, EGO, NAIVE)]
+    runs += [trained.folder("03_merging") / name for name in MERGES]
+    runs += [trained.folder("04_spd") / name for name in of_notebook("04_spd")]
     assert all(is_finished(run) for run in runs)
     assert not list(trained.outputs.rglob("*checkpoint*")) and not list(trained.outputs.rglob("*.partial"))
 
@@ -112,7 +93,7 @@ def test_a_student_trained_alone_equals_the_one_of_the_shared_pass(trained, data
 
 
 def test_teachers_make_a_difference(trained):
-    folders = [trained.folder("02_proxy") / name for name in (*TEACHERS, BASELINE, NAIVE)]
+    folders = [trained.folder("02_proxy") / name for name in (*TEACHERS, EGO, NAIVE)]
     embeddings = [weights_of(folder)["pos_embed"] for folder in folders]
     assert all(not torch.equal(a, b) for i, a in enumerate(embeddings) for b in embeddings[:i])
 
@@ -130,11 +111,11 @@ def test_an_interrupted_pass_resumes_to_the_same_weights(trained, data_root, tmp
     with pytest.raises(KeyboardInterrupt):
         train_proxies(experiment, "each")
     folder = experiment.folder("02_proxy")
-    assert is_finished(folder / BASELINE) and not is_finished(folder / NAIVE)
+    assert is_finished(folder / EGO) and not is_finished(folder / NAIVE)
 
     monkeypatch.setattr(students, "finish_student", finish)
     train_proxies(experiment, "each")
-    for name in (BASELINE, NAIVE):
+    for name in (EGO, NAIVE):
         whole, resumed = weights_of(trained.folder("02_proxy") / name), weights_of(folder / name)
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
@@ -159,8 +140,19 @@ def test_features_of_another_manifest_are_refused_before_any_training(data_root,
 def test_an_unknown_teacher_or_method_lists_the_valid_ones(trained):
     with pytest.raises(ValueError, match="unknown teacher 'exo_skeleton'; choose one of ego_dino, exo_skl"):
         train_proxies(trained, "exo_skeleton")
-    with pytest.raises(ValueError, match="unknown method uniego2; choose of uniego, control"):
-        known_methods(["uniego2"], METHODS)
+    with pytest.raises(ValueError, match="unknown method uniego2; choose of uniego, ego_longer"):
+        choose(["uniego2"], of_notebook("04_spd"))
+    with pytest.raises(ValueError, match="unknown method uniego2; choose of ego_dino, exo_skl, start, ego"):
+        train(trained, ["uniego2"])
+    with pytest.raises(ValueError, match="merged: not trained but merged; see merging.merge"):
+        train(trained, ["uniego", "merged"])
+    with pytest.raises(ValueError, match="no student uniego2; choose of ego_dino"):
+        trained.student("uniego2")
+
+
+def test_unlabelled_clips_are_asked_for_where_a_student_learns_on_them(trained):
+    with pytest.raises(ValueError, match="uniego_unlabelled: give sources with the split of unlabelled"):
+        train(trained, ["uniego_unlabelled"])
 
 
 def test_features_of_a_teacher_with_other_settings_are_not_reused(data_root, tmp_path, capsys):
@@ -179,37 +171,42 @@ def test_features_of_a_teacher_with_other_settings_are_not_reused(data_root, tmp
 
 
 def test_proxies_watch_the_students_view(trained):
-    pool = proxy_pool(trained)
+    pool = list(trained.proxies.values())
     clips = trained.clips("train", progress=False)
     batch = next(iter(loader(clips, 4)))  # the evaluation view, of which outputs are stored
-    watched = watch_along(trained, pool, False)(batch)
+    watched = proxies_on_view(trained, pool, False)(batch)
     features, logits = proxy_outputs(pool)
     assert watched.keys() == {*batch, "proxy_features", "proxy_logits"}
     torch.testing.assert_close(watched["proxy_features"], features[:4], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(watched["proxy_logits"], logits[:4], rtol=1e-4, atol=1e-4)
     other = next(iter(loader(clips, 4, seed=1)))
-    assert not torch.allclose(watch_along(trained, pool, False)(other)["proxy_logits"], logits[other["rows"]])
+    of_other = proxies_on_view(trained, pool, False)(other)["proxy_logits"]
+    assert not torch.allclose(of_other, logits[other["rows"]])
 
 
-def test_the_recipe_decides_whose_view_the_proxies_take(trained, tmp_path, monkeypatch):
-    looks = []
-    monkeypatch.setattr(spd, "watch_along", lambda *rest: looks.append(rest) or watch_along(*rest))
-    _, logits = proxy_outputs(proxy_pool(trained))
-    weights = {"uniego": shares(torch.ones(logits.shape[:2]))}
-    models = []
+def test_the_recipe_decides_whose_view_the_proxies_take(trained, tmp_path):
+    """With the students' view, what was stored of the proxies does not matter; else nothing else does."""
+    weights = {}
     for live in (True, False):
         experiment = replace(trained, recipe=replace(PAPER, spd_live_targets=live))
-        methods = known_methods(["uniego"], METHODS)
-        train_level_two(experiment, methods, weights, proxy_pool(trained), tmp_path / str(live))
-        models.append(weights_of(tmp_path / str(live) / "uniego"))
-    assert len(looks) == 1
-    assert any(not torch.equal(models[0][name], models[1][name]) for name in models[0])
+        for shift in (0.0, 3.0):
+            sources = Sources(experiment)
+            known = sources.candidates()
+            stored = replace(known, features=known.features.roll(1, 0) + shift)
+            sources._candidates[()] = stored
+            place = tmp_path / f"{live}{shift}"
+            train(experiment, {"uniego": ALL_PROXIES}, place, sources=sources)
+            weights[live, shift] = weights_of(place / "uniego")
+    for live in (True, False):
+        one, two = weights[live, 0.0], weights[live, 3.0]
+        assert all(torch.equal(one[name], two[name]) for name in one) == live
+    one, two = weights[True, 0.0], weights[False, 0.0]
+    assert any(not torch.equal(one[name], two[name]) for name in one)
 
 
 def test_the_recipe_decides_how_many_clips_make_a_step(trained, tmp_path):
     experiment = replace(trained, recipe=replace(PAPER, effective_batch=4 * trained.preset.proxy.batch_size))
-    targets = teacher_targets(experiment, TEACHERS)
-    train_level_one(experiment, ["exo_skl"], targets, tmp_path, "each")
+    train(experiment, ["exo_skl"], tmp_path)
     usual, larger = weights_of(trained.folder("02_proxy") / "exo_skl"), weights_of(tmp_path / "exo_skl")
     assert any(not torch.equal(usual[name], larger[name]) for name in usual)
 
@@ -223,7 +220,8 @@ def test_students_may_be_limited_to_some_clips(trained, tmp_path):
         value[1::2] = 7.0
     start = common_start(trained, tmp_path / "start", rows)
     for name, given in (("one", targets), ("two", changed)):
-        train_level_one(trained, list(TEACHERS), given, tmp_path / name, "each", rows, start)
+        sources = Sources(trained, teachers=given)
+        train(trained, TEACHERS, tmp_path / name, sources=sources, starts={"start": start}, rows=rows)
     for key in TEACHERS:
         one, two = weights_of(tmp_path / "one" / key), weights_of(tmp_path / "two" / key)
         assert all(torch.equal(one[name], two[name]) for name in one)
@@ -293,34 +291,30 @@ def test_misaligned_features_are_the_same_rows_none_in_its_place():
 def test_a_projected_teacher_is_what_the_trained_proxys_loss_sees(trained):
     targets = teacher_targets(trained, TEACHERS)
     folder = trained.folder("02_proxy") / "exo_skl"
-    objective = level_one_objective(trained, "exo_skl", targets, 64)
+    objective = TeacherDistillation.create(Sources(trained), trained.methods["exo_skl"], 64)
     objective.load_state_dict(read_tensors(folder / "objective.safetensors"))
     expected = objective.project["exo_skl"](targets["exo_skl"])
     torch.testing.assert_close(projected_teacher(folder, "exo_skl", targets["exo_skl"]), expected)
 
 
 def test_outputs_on_a_split_are_the_stored_ones(trained):
-    pool = proxy_pool(trained)
+    pool = list(trained.proxies.values())
     for fresh, stored in zip(outputs_on(trained, pool, "train"), proxy_outputs(pool), strict=True):
         torch.testing.assert_close(fresh, stored, rtol=1e-4, atol=1e-4)
 
 
 def test_unlabelled_clips_teach_without_their_labels(trained, tmp_path):
     """The same student whatever the labels of the unlabelled split are; another one without that split."""
-    pool = proxy_pool(trained)
-    _, logits = proxy_outputs(pool)
-    others = len(trained.manifest("pool"))
-    method = {"all": Method("all proxies")}
-    weights = {"all": shares(torch.ones(len(logits) + others, len(pool)))}
-    train_level_two(trained, method, weights, pool, tmp_path / "one", unlabelled="pool")
+    student = {"all": replace(ALL_PROXIES, unlabelled=True)}
+    train(trained, student, tmp_path / "one", sources=Sources(trained, unlabelled="pool"))
 
     path = trained.data / "pool.csv"
     before = path.read_text()
     rows = pd.read_csv(path)
     rows.assign(label=rows["label"].to_numpy()[::-1]).to_csv(path, index=False)
-    train_level_two(trained, method, weights, pool, tmp_path / "two", unlabelled="pool")
+    train(trained, student, tmp_path / "two", sources=Sources(trained, unlabelled="pool"))
     path.write_text(before)
-    train_level_two(trained, method, {"all": weights["all"][: len(logits)]}, pool, tmp_path / "three")
+    train(trained, {"all": ALL_PROXIES}, tmp_path / "three")
 
     one, two, three = (weights_of(tmp_path / name / "all") for name in ("one", "two", "three"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -329,18 +323,18 @@ def test_unlabelled_clips_teach_without_their_labels(trained, tmp_path):
 
 def test_the_naive_rival_learns_from_teachers_of_unlabelled_clips(trained, tmp_path):
     """Its student changes with the teachers' features of the unlabelled clips, which must be there."""
-    method, pool = {"naive": Method("naive", NAIVE)}, proxy_pool(trained)
+    student = ["naive_unlabelled"]
     manifest = trained.manifest("pool")
     paths = [trained.outputs / "01_teacher_extraction" / key / "pool.safetensors" for key in TEACHERS]
     with pytest.raises(FileNotFoundError, match=r"ego_dino/pool\.safetensors.*01_teacher_extraction"):
-        train_level_two(trained, method, {}, pool, tmp_path / "none", unlabelled="pool")
+        train(trained, student, tmp_path / "none", sources=Sources(trained, unlabelled="pool"))
     for number in range(2):
         for path in paths:
             path.unlink(missing_ok=True)
             features = torch.randn(len(manifest), 24, generator=torch.Generator().manual_seed(number))
             write_features(path, features, manifest, 24, {})
-        train_level_two(trained, method, {}, pool, tmp_path / str(number), unlabelled="pool")
+        train(trained, student, tmp_path / str(number), sources=Sources(trained, unlabelled="pool"))
     for path in paths:
         path.unlink()
-    one, two = (weights_of(tmp_path / str(number) / "naive") for number in range(2))
+    one, two = (weights_of(tmp_path / str(number) / "naive_unlabelled") for number in range(2))
     assert any(not torch.equal(one[name], two[name]) for name in one)

@@ -271,12 +271,12 @@ def test_history_round_trip(tmp_path):
 
 
 def test_each_trains_every_proxy_the_baseline_and_the_naive_student():
-    assert student_names("each", ["a", "b"]) == ["a", "b", "none", "all"]
+    assert student_names("each", ["a", "b"]) == ["a", "b", "ego", "naive"]
     assert student_names("b", ["a", "b"]) == ["b"]
 
 
 def test_an_unknown_student_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="'c'.*a, b, none, all, each"):
+    with pytest.raises(ValueError, match="'c'.*a, b, ego, naive, each"):
         student_names("c", ["a", "b"])
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from uniego_utils.candidates import Candidates, committee, select_by_consensus
 from uniego_utils.data.video import UNKNOWN, WithUnlabelled
+from uniego_utils.methods import METHODS
 from uniego_utils.objectives import Classification
-from uniego_utils.unlabelled import committee, select_by_consensus, unlabelled_weights
 
 
 def logits_of(clips, proxies, classes, seed=0):
@@ -35,12 +36,13 @@ def test_consensus_agrees_with_a_slow_vote(k):
 def test_weights_are_selected_by_label_then_by_consensus():
     labelled, unlabelled = logits_of(6, 4, 3), logits_of(9, 4, 3, seed=1)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    weights = unlabelled_weights(labelled, unlabelled, labels, 1)
-    chosen = weights["uniego_unlabelled"]
+    logits = torch.cat([labelled, unlabelled])
+    clips = Candidates(torch.zeros(15, 4, 2), logits, torch.cat([labels, torch.full((9,), UNKNOWN)]))
+    chosen = METHODS["uniego_unlabelled"].weights(clips)
     right = labelled.argmax(-1) == labels[:, None]
     assert torch.equal(chosen[:6].sum(1) > 0, right.any(1)) and not (chosen[:6].bool() & ~right).any()
     assert torch.equal(chosen[6:].bool(), select_by_consensus(unlabelled, 1))
-    assert torch.equal(weights["all_unlabelled"], torch.full((15, 4), 0.25))
+    assert torch.equal(METHODS["all_unlabelled"].weights(clips), torch.full((15, 4), 0.25))
 
 
 class Clips:

@@ -1,7 +1,7 @@
 """Who may teach a clip: equation 4 of the paper, its variants, and selection without labels or learned.
 
-A *rule* turns what is known of the proxies (`Candidates`) into weights (N, R): each row sums to one, or is zero
-for a clip that learns from its label alone. The register `methods.py` names each student's rule.
+A *rule* turns what is known of the proxies (`Candidates`) into weights (N, R): each row sums to one, or is
+zero for a clip that learns from its label alone. The register `methods.py` names each student's rule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -148,7 +148,7 @@ def describe_answers(
 
 
 def selected(candidates: Candidates, k: int = 0) -> Tensor:
-    """Equation 4: the k most confident of the proxies that are right; without a label, see `select_by_consensus`.
+    """Equation 4: the k most confident of the proxies that are right; by consensus where there is no label.
 
     Args:
         k: 0 for `candidates.k`.

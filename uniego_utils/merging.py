@@ -20,9 +20,9 @@ from uniego_utils.cards import MergeConfig
 from uniego_utils.data.video import ClipDataset, loader
 from uniego_utils.experiment import Experiment
 from uniego_utils.objectives import Classification
-from uniego_utils.proxies import common_start
 from uniego_utils.runs import digest, read_json, start_run, write_json
-from uniego_utils.students import EVALUATION_BATCH, SPLITS, describe_training, finish_student, load_student
+from uniego_utils.sources import EVALUATION_BATCH, load_student
+from uniego_utils.students import SPLITS, common_start, describe_training, finish_student
 from uniego_utils.training import Learner, predict, read_metrics, score, write_history
 
 Weights = dict[str, Tensor]  # a state dict

@@ -1,8 +1,8 @@
 """The register: every student of the suite, declared once.
 
-Figures, notebooks, claims and the report read names, colours and comparisons here; `students.train` trains from it.
-A further student is one entry (and, where its loss is new, one objective); from outside the package, give
-`students.train` a dictionary of `Method`s.
+Figures, notebooks, claims and the report read names, colours and comparisons here; `students.train` trains
+from it. A further student is one entry (and, where its loss is new, one objective); from outside the package,
+give `students.train` a dictionary of `Method`s.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -51,9 +51,10 @@ _level_one = partial(Method, notebook="02_proxy", start=START, settings="proxy")
 _merge = partial(Method, notebook="03_merging", start="", objective=None)
 _level_two = partial(Method, notebook="04_spd")
 _spd = partial(Method, objective=ProxyDistillation, weights=candidates.selected)
-_all_proxies = partial(Method, objective=ProxyDistillation, weights=candidates.everyone)
 _ablation = partial(_spd, notebook="12_ablation", controls=("uniego",))
-_trust = partial(Method, notebook="13_reliability", objective=ProxyDistillation, controls=("uniego", "all_proxies"))
+_trust = partial(
+    Method, notebook="13_reliability", objective=ProxyDistillation, controls=("uniego", "all_proxies")
+)
 _semi = partial(Method, notebook="16_unlabelled", unlabelled=True)
 _direct = partial(
     Method, notebook="08_gradient_conflict", start=START, objective=TeacherDistillation, controls=("direct",)
@@ -65,7 +66,11 @@ METHODS: dict[str, Method] = {
     START: Method("Common start", "labels alone, from random weights", "02_proxy", "", settings="start"),
     EGO: _level_one("Ego baseline", "labels alone", colour=GREY),
     NAIVE: _level_one(
-        "Naive multi-teacher", "all teachers at once", objective=TeacherDistillation, controls=(EGO,), colour=BLUE
+        "Naive multi-teacher",
+        "all teachers at once",
+        objective=TeacherDistillation,
+        controls=(EGO,),
+        colour=BLUE,
     ),
     # Merges of the proxies (Tables 7 and 10); soup, task arithmetic and TIES are not in the paper
     "merged": _merge("Merged proxies", "one learned coefficient a proxy", colour=PALE),
@@ -84,7 +89,9 @@ METHODS: dict[str, Method] = {
         controls=EQUAL_COMPUTE,
         colour="#EE6611",
     ),
-    "ego_longer": _level_two("Ego baseline, trained on", "the ego baseline, for as long", start=EGO, colour=GREY),
+    "ego_longer": _level_two(
+        "Ego baseline, trained on", "the ego baseline, for as long", start=EGO, colour=GREY
+    ),
     "naive_longer": _level_two(
         "Naive multi-teacher, trained on",
         "naive multi-teacher distillation, for as long",
@@ -127,9 +134,7 @@ METHODS: dict[str, Method] = {
         "merged start, the best ego and the best exo proxy of each clip",
         weights=candidates.best_of_each_viewpoint,
     ),
-    "top2": _ablation(
-        "Top-2", "merged start, two proxies a clip", weights=partial(candidates.selected, k=2)
-    ),
+    "top2": _ablation("Top-2", "merged start, two proxies a clip", weights=partial(candidates.selected, k=2)),
     "top3": _ablation(
         "Top-3", "merged start, three proxies a clip", weights=partial(candidates.selected, k=3)
     ),
@@ -210,7 +215,9 @@ METHODS: dict[str, Method] = {
         colour=GREY,
     ),
     # Direct distillation, and with conflicting gradients combined otherwise (notebook 08)
-    "direct": _direct("Direct multi-teacher", "the common start, all teachers at once", controls=(), colour=BLUE),
+    "direct": _direct(
+        "Direct multi-teacher", "the common start, all teachers at once", controls=(), colour=BLUE
+    ),
     "pcgrad": _direct("Direct, PCGrad", "direct, gradients combined by PCGrad", colour="#33BBEE"),
     "cagrad": _direct("Direct, CAGrad", "direct, gradients combined by CAGrad", colour="#EE3377"),
     "upgrad": _direct("Direct, UPGrad", "direct, gradients combined by UPGrad", colour="#009988"),

@@ -203,9 +203,7 @@ class ProxyDistillation(Classification):
         known, experiment = sources.candidates(method.sources), sources.experiment
         weights, card = method.weights(known), method.changed(experiment.method)
         smoothing = sources.label_smoothing(method)
-        return cls(
-            known.features, known.logits, weights, known.labels, card, experiment.recipe, smoothing
-        )
+        return cls(known.features, known.logits, weights, known.labels, card, experiment.recipe, smoothing)
 
     def describe(self) -> dict:
         """See `Classification.describe`."""

@@ -33,7 +33,8 @@ from uniego_utils.runs import (
     write_tensors,
     written_whole,
 )
-from uniego_utils.students import SPLITS, describe_training, finish_student, load_student
+from uniego_utils.sources import load_student
+from uniego_utils.students import SPLITS, describe_training, finish_student
 from uniego_utils.training import Learner, read_metrics, write_history
 
 BACKBONE = "timesformer"  # the only one with an official layout

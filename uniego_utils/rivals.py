@@ -36,7 +36,7 @@ class DroppedProxies(ProxyDistillation):
     def distances(
         self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each clip's weights after dropping, cosine distances and divergences to the proxies, (B, R) each."""
+        """Each clip's weights after dropping, cosine distances and divergences to proxies, (B, R) each."""
         weights, match, divergence = super().distances(features, logits, batch)
         if self.training:
             losses = self.method.beta_feat * match + self.method.beta_logit * divergence

@@ -31,9 +31,7 @@ def load_outputs(folder: Path, split: str, cure: str) -> dict[str, Tensor]:
     return {name: tensors[f"{split}_{name}"] for name in ("features", "logits")}
 
 
-def teacher_targets(
-    experiment: Experiment, keys: Iterable[str], split: str = "train"
-) -> dict[str, Tensor]:
+def teacher_targets(experiment: Experiment, keys: Iterable[str], split: str = "train") -> dict[str, Tensor]:
     """A split's features (N, D_r) of the teachers, standardised over it if the card says so."""
     manifest = experiment.manifest(split)
     targets = {}
@@ -138,7 +136,9 @@ class Sources:
         folders, experiment = self.proxy_folders(keys), self.experiment
         features, logits = proxy_outputs(folders.values())
         if self.unlabelled:
-            both = zip((features, logits), outputs_on(experiment, folders.values(), self.unlabelled), strict=True)
+            both = zip(
+                (features, logits), outputs_on(experiment, folders.values(), self.unlabelled), strict=True
+            )
             features, logits = (torch.cat(pair) for pair in both)
         teachers = experiment.card.teachers
         return Candidates(

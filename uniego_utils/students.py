@@ -165,7 +165,9 @@ def _continue_projections(
     if before is None or before.objective is not method.objective or not objective.state_dict():
         return
     if isinstance(starts[method.start], dict):
-        raise ValueError(f"{method.start} is given as weights; give its run folder, which has its projections")
+        raise ValueError(
+            f"{method.start} is given as weights; give its run folder, which has its projections"
+        )
     objective.load_state_dict(read_tensors(starts[method.start] / "objective.safetensors"))
 
 

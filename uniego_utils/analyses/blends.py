@@ -19,7 +19,7 @@ from uniego_utils.data.video import ClipDataset
 from uniego_utils.experiment import Experiment
 from uniego_utils.merging import Mixer, stack_proxies
 from uniego_utils.runs import digest, finish_run, read_json, require_finished, start_run, write_text
-from uniego_utils.students import load_outputs, load_student
+from uniego_utils.sources import load_outputs, load_student
 from uniego_utils.training import read_metrics, score
 
 SCORES = ("val_top1", "val_nll")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from uniego_utils.data.video import ClipSubset, loader
 from uniego_utils.experiment import Experiment
 from uniego_utils.merging import Weights, reestimate_statistics
-from uniego_utils.students import EVALUATION_BATCH
+from uniego_utils.sources import EVALUATION_BATCH
 from uniego_utils.training import predict, score
 
 SPLITS = ("train", "val")

@@ -4,26 +4,21 @@ A misaligned teacher is a real one whose features belong to other clips, as afte
 wrong file order: it looks healthy by itself and says nothing about the clip. Beyond the paper.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from uniego_utils.analyses.reliability import cross_fit, gate_inputs, held_out_logits, learn_gate, split_folds
+from uniego_utils.analyses.reliability import cross_fit, held_out_logits, proxies_of, split_folds
+from uniego_utils.candidates import selected
 from uniego_utils.experiment import Experiment
 from uniego_utils.merging import merge_proxies
-from uniego_utils.objectives import shares
-from uniego_utils.proxies import NAIVE, teacher_targets, train_level_one
-from uniego_utils.spd import Method, proxy_outputs, select_proxies, train_level_two
-from uniego_utils.students import load_outputs
+from uniego_utils.methods import NAIVE
+from uniego_utils.sources import Sources, load_outputs, teacher_targets
+from uniego_utils.students import train
 
-DOSE_METHODS = {
-    "naive": Method("naive multi-teacher distillation, Levels I and II", NAIVE),
-    "all_proxies": Method("merged start, all proxies"),
-    "uniego": Method("merged start, selected proxies"),
-    "gate": Method("merged start, weighted by the gate"),
-}
+DOSE_METHODS = ("naive_longer", "all_proxies", "uniego", "gate")
 
 
 def misalign(features: Tensor, seed: int) -> Tensor:
@@ -64,33 +59,43 @@ def train_doses(
         raise ValueError(f"doses {list(doses)} need a good teacher and at most {len(faulty)} faulty ones")
     right, wrong = teacher_targets(experiment, good), teacher_targets(experiment, faulty)
     wrong = {f"{key}_misaligned": misalign(value, experiment.seed) for key, value in wrong.items()}
-    train_level_one(experiment, list(wrong), wrong, folder / "proxies", "each")
+    students = proxies_of(experiment, wrong)
+    train(experiment, students, folder / "proxies", sources=Sources(experiment, teachers=wrong))
 
-    train = experiment.manifest("train")
-    labels = torch.tensor(train.labels)
-    halves, _ = split_folds(train, experiment.seed)
+    halves, _ = split_folds(experiment.manifest("train"), experiment.seed)
     of_good = held_out_logits(experiment.folder("13_reliability"), good, halves)
     held_out = torch.cat([of_good, cross_fit(experiment, wrong, folder, halves)], 1)
+    proxies = {key: experiment.proxies[key] for key in good}
+    proxies |= {key: folder / "proxies" / key for key in wrong}
+    return {
+        dose: _train_dose(experiment, right | wrong, proxies, held_out, halves, len(good) + dose, k, place)
+        for dose, place in ((dose, folder / f"dose{dose}") for dose in doses)
+    }
 
-    pool = {key: experiment.folder("02_proxy") / key for key in good}
-    pool |= {key: folder / "proxies" / key for key in wrong}
-    chosen = {}
-    for dose in doses:
-        keys = [*good, *list(wrong)[:dose]]
-        targets = {key: value for key, value in (right | wrong).items() if key in keys}
-        own = folder / f"dose{dose}"
-        train_level_one(experiment, [NAIVE], targets, own, NAIVE)
-        used = {key: pool[key] for key in keys}
-        merge_proxies(experiment, ["merged"], used, own)
-        _, logits = proxy_outputs(list(used.values()))
-        student = load_outputs(own / "merged", "train", "run this notebook again")["features"]
-        seen = held_out[:, : len(keys)]
-        chosen[dose] = select_proxies(logits, labels, k, experiment.recipe.spd_ce_ceiling)
-        weights = {
-            "all_proxies": shares(torch.ones(logits.shape[:2])),
-            "uniego": shares(chosen[dose]),
-            "gate": learn_gate(gate_inputs(logits, labels, student), seen, labels, halves, experiment.seed),
-        }
-        starts = {"merged": own / "merged", NAIVE: own / NAIVE}
-        train_level_two(experiment, DOSE_METHODS, weights, list(used.values()), own, starts, targets=targets)
-    return chosen
+
+def _train_dose(
+    experiment: Experiment,
+    teachers: Mapping[str, Tensor],
+    proxies: Mapping[str, Path],
+    held_out: Tensor,
+    halves: Sequence[Sequence[int]],
+    count: int,
+    k: int,
+    folder: Path,
+) -> Tensor:
+    """Train `DOSE_METHODS` on the first `count` teachers and proxies; whom SPD selects, (N, count) bool."""
+    teachers, proxies = (dict(list(each.items())[:count]) for each in (teachers, proxies))
+    train(experiment, [NAIVE], folder, sources=Sources(experiment, teachers=teachers))
+    merge_proxies(experiment, ["merged"], proxies, folder)
+    sources = Sources(
+        experiment,
+        k=k,
+        teachers=teachers,
+        proxies=proxies,
+        held_out=held_out[:, :count],
+        halves=halves,
+        start_features=load_outputs(folder / "merged", "train", "run this notebook again")["features"],
+    )
+    starts = {"merged": folder / "merged", NAIVE: folder / NAIVE}
+    train(experiment, DOSE_METHODS, folder, sources=sources, starts=starts)
+    return selected(sources.candidates()) > 0

@@ -1,27 +1,17 @@
-"""Who is selected, for which class, how surely and for how long: what one asks of SPD's selection.
+"""Who is selected, for which class, how surely and for how long (the paper's Figure 6, Tables 11 and 12).
 
-The selection itself is `spd.select_proxies`; here it is counted (the paper's Figure 6, Tables 11 and 12), and
-made again while UNIEGO learns.
+The selection is `candidates.select_proxies`; `spd.follow_selection` makes it again while UNIEGO learns.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch import Tensor
 
-from uniego_utils.data.video import loader
-from uniego_utils.experiment import Experiment
-from uniego_utils.objectives import Losses, ProxyDistillation, proxy_cross_entropy, shares
-from uniego_utils.runs import digest, finish_run, read_tensors, start_run, write_tensors
-from uniego_utils.spd import proxy_outputs, select_proxies, start_folders, watch_along
-from uniego_utils.students import describe_training, load_student
-from uniego_utils.training import Learner, fit, write_history
+from uniego_utils.candidates import select_proxies
+from uniego_utils.objectives import proxy_cross_entropy
 
 NOBODY = "none"  # stands for a proxy where no proxy is reliable, as in the paper's tables
 
@@ -112,121 +102,6 @@ def confidence_gaps(
     return count, pd.Series((best[:, 1] - best[:, 0]).numpy(), index=rows.numpy(), dtype=float)
 
 
-class Watch(nn.Module):
-    """UNIEGO's loss, unchanged, that selects anew on each view which the student sees and keeps the result.
-
-    Args:
-        objective: UNIEGO's.
-        clips, proxies, epochs: how much there is to keep.
-        k, ce_ceiling: of `select_proxies`.
-        live: whether the loss takes the proxies' outputs on this view too, or the stored ones.
-    """
-
-    def __init__(
-        self,
-        objective: nn.Module,
-        clips: int,
-        proxies: int,
-        epochs: int,
-        k: int,
-        ce_ceiling: float | None,
-        live: bool,
-    ):
-        super().__init__()
-        self.objective, self.k, self.ce_ceiling, self.live = objective, k, ce_ceiling, live
-        self.epoch = 0  # set by whoever makes the batches
-        self.kept = {  # (epochs, clips, proxies): selected, and with a lower loss than the student's own
-            name: torch.zeros(epochs, clips, proxies, dtype=torch.bool) for name in ("selected", "better")
-        }
-
-    def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """See the module `objectives`."""
-        rows, labels, seen = batch["rows"].cpu(), batch["labels"], batch["proxy_logits"]
-        own = F.cross_entropy(logits.detach(), labels, reduction="none")
-        selected = select_proxies(seen.cpu(), labels.cpu(), self.k, self.ce_ceiling)
-        better = proxy_cross_entropy(seen, labels) < own[:, None]
-        self.kept["selected"][self.epoch, rows] = selected
-        self.kept["better"][self.epoch, rows] = selected & better.cpu()
-        if not self.live:
-            batch = {name: value for name, value in batch.items() if not name.startswith("proxy_")}
-        return self.objective(features, logits, batch)
-
-
-def follow_level_two(
-    experiment: Experiment, pool: Sequence[Path], k: int, selected: Tensor, folder: Path
-) -> dict[str, Tensor]:
-    """Train UNIEGO once more as notebook 04 does, and in every epoch select anew on the views it sees.
-
-    Args:
-        pool: run folders of the R proxies.
-        selected: (N, R) whom the clips learn from, as always.
-        folder: of this run; a finished one with the same config is reused, an unfinished one redone.
-
-    Returns:
-        Two bool tensors (epochs, N, R). `selected`: whom the paper's rule selects on the view of that epoch.
-        `better`: those of them whose loss on it is below the student's own, as the released code asks.
-    """
-    config = experiment.preset.spd
-    features, logits = proxy_outputs(pool)
-    clips, labels = experiment.clips("train"), torch.tensor(experiment.manifest("train").labels)
-    start = load_student(start_folders(experiment)["merged"], "run notebook 03_merging first")
-    described = describe_training(
-        experiment,
-        config,
-        start,
-        recipe=experiment.recipe_name,
-        method=asdict(experiment.method),
-        k=k,
-        proxies=digest(features.numpy().tobytes() + logits.numpy().tobytes()),
-        selected=digest(selected.numpy().tobytes()),
-    )
-    if start_run(folder, described):
-        return read_tensors(folder / "selection.safetensors")
-    backbone = experiment.backbone()
-    backbone.load_state_dict(start)
-    torch.manual_seed(experiment.seed)
-    objective = ProxyDistillation(
-        features,
-        logits,
-        shares(selected),
-        labels,
-        experiment.method,
-        experiment.recipe,
-        config.label_smoothing,
-    )
-    watch = Watch(
-        objective,
-        *selected.shape,
-        config.epochs,
-        k,
-        experiment.recipe.spd_ce_ceiling,
-        experiment.recipe.spd_live_targets,
-    )
-
-    def batches(epoch: int) -> DataLoader:
-        watch.epoch = epoch
-        return loader(clips, config.batch_size, experiment.seed, epoch)
-
-    checkpoint = folder / "checkpoint.safetensors"
-    checkpoint.unlink(missing_ok=True)  # what was kept before an interruption is lost
-    history = fit(
-        {"uniego": Learner(backbone, watch)},
-        batches,
-        config,
-        experiment.seed,
-        checkpoint,
-        experiment.device,
-        accumulate=experiment.recipe.accumulate(config.batch_size),
-        teach=watch_along(experiment, pool, config.bf16),
-        describe="follow",
-    )["uniego"]
-    write_history(folder, history)
-    write_tensors(folder / "selection.safetensors", watch.kept)
-    finish_run(folder, {"class_loss": history[-1]["class_loss"]})
-    checkpoint.unlink(missing_ok=True)
-    return watch.kept
-
-
 def selection_over_training(
     first: Tensor, followed: dict[str, Tensor], proxies: Sequence[str]
 ) -> pd.DataFrame:
@@ -234,7 +109,7 @@ def selection_over_training(
 
     Args:
         first: (N, R) the selection made before training.
-        followed: of `follow_level_two`.
+        followed: of `spd.follow_selection`.
 
     Returns:
         By epoch, 0 for `first`: `overall_rates`; `changed`, the share of clips whose proxies are not those of

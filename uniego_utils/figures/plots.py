@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from uniego_utils.methods import METHODS, OTHER_COLOUR
+
 # Paul Tol's "muted" scheme: nine colours that people with colour-blindness can tell apart
 TEACHER_COLOURS = {
     "ego_depth": "#332288",
@@ -25,69 +27,7 @@ TEACHER_COLOURS = {
     "exo_dino": "#882255",
     "exo_siglip": "#AA4499",
 }
-UNIEGO_COLOUR = "#EE6611"
-OTHER_COLOURS = {
-    **dict.fromkeys(("none", "control"), "#666666"),
-    **dict.fromkeys(("all", "naive"), "#0077BB"),
-    **dict.fromkeys(("best", "average", "merged", "merged_ce"), "#F4B183"),  # on the way to UNIEGO: paler
-    "all_proxies": "#222222",
-    "direct": "#0077BB",
-    "pcgrad": "#33BBEE",
-    "cagrad": "#EE3377",
-    "upgrad": "#009988",
-    "heldout": "#009988",
-    "gate": "#CC3377",
-    "random": "#BBBBBB",
-    "uniego_unlabelled": "#AA3300",
-    "all_unlabelled": "#222222",
-    **dict.fromkeys(("self_unlabelled", "control_long", "naive_unlabelled"), "#666666"),
-}
-METHOD_LABELS = {
-    "none": "Ego baseline",
-    "all": "Naive multi-teacher",
-    "merged": "Merged proxies",
-    "average": "Average of proxies",
-    "best": "Best proxy (by validation)",
-    "control": "Ego baseline, trained on",
-    "naive": "Naive multi-teacher, trained on",
-    "merged_ce": "Merged, then labels alone",
-    "uniego": "UNIEGO",
-    "layer": "Merged per layer",
-    "parameter": "Merged per parameter",
-    "soup": "Greedy soup",
-    "arithmetic": "Task arithmetic",
-    "ties": "TIES",
-    "start_all": "No merge, all proxies",
-    "start_spd": "No merge, SPD",
-    "after_best": "Best proxy, then SPD",
-    "after_average": "Average, then SPD",
-    "after_layer": "Merged per layer, then SPD",
-    "after_parameter": "Merged per parameter, then SPD",
-    "after_soup": "Greedy soup, then SPD",
-    "after_arithmetic": "Task arithmetic, then SPD",
-    "after_ties": "TIES, then SPD",
-    "all_proxies": "All proxies",
-    "ego_exo": "Top-1 (ego) + Top-1 (exo)",
-    "top2": "Top-2",
-    "top3": "Top-3",
-    "features_only": "SPD, features only",
-    "logits_only": "SPD, logits only",
-    "warm": "SPD at temperature 4",
-    "random": "One proxy by chance",
-    "heldout": "Selected by held-out loss",
-    "gate": "Learned selection (gate)",
-    "ca_mkd": "Weighted by confidence (CA-MKD)",
-    "unic": "All proxies, dropped by chance (UNIC)",
-    "uniego_unlabelled": "UNIEGO with unlabelled clips",
-    "all_unlabelled": "All proxies with unlabelled clips",
-    "naive_unlabelled": "Naive multi-teacher with unlabelled clips",
-    "self_unlabelled": "Ego baseline teaches itself, unlabelled clips",
-    "control_long": "Ego baseline, labels alone, as many steps",
-    "direct": "Direct multi-teacher",
-    "pcgrad": "Direct, PCGrad",
-    "cagrad": "Direct, CAGrad",
-    "upgrad": "Direct, UPGrad",
-}
+UNIEGO_COLOUR = METHODS["uniego"].colour
 BACKGROUND_COLOUR = "#ECECEC"
 ERROR_COLOURS = {  # kinds of segmentation.frame_errors and segment_errors
     "right": "#117733",
@@ -110,7 +50,9 @@ plt.rcParams.update(
 
 def colour_of(name: str) -> str:
     """The colour of a teacher, its proxy, or a method."""
-    return {**TEACHER_COLOURS, **OTHER_COLOURS, "uniego": UNIEGO_COLOUR}.get(name, "#999999")
+    if name in TEACHER_COLOURS:
+        return TEACHER_COLOURS[name]
+    return METHODS[name].colour if name in METHODS else OTHER_COLOUR
 
 
 def plot_strips(
@@ -278,7 +220,7 @@ def plot_curves(histories: Mapping[str, list[dict]], labels: Mapping[str, str], 
     """Training loss and validation accuracy over epochs, one line a student."""
     figure, axs = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for name, records in histories.items():
-        style = dict(color=colour_of(name), lw=2.5 if name in ("uniego", "none", "all") else 1.3)
+        style = dict(color=colour_of(name), lw=2.5 if name in ("uniego", "ego", "naive") else 1.3)
         axs[0].plot(
             [r["epoch"] for r in records], [r["class_loss"] for r in records], **style, label=labels[name]
         )
@@ -688,7 +630,7 @@ def plot_conflict(
         for method in dict.fromkeys(table["method"]):
             own = table[(table["method"] == method) & (table["group"] == group)]
             width = 2.5 if method == "uniego" else 1.5
-            style = "--" if method in ("naive", "start_all", "start_spd") else "-"
+            style = "--" if method in ("naive_longer", "start_all", "start_spd") else "-"
             ax.plot(
                 own["epoch"],
                 scale * own[column],

@@ -28,7 +28,7 @@ from uniego_utils.runs import (
 from uniego_utils.segmentation.heads import predict_head, train_head
 from uniego_utils.segmentation.metrics import segment_metrics
 from uniego_utils.segmentation.timelines import BACKGROUND, Timeline, moments
-from uniego_utils.students import load_student
+from uniego_utils.sources import load_student
 from uniego_utils.training import write_history
 
 LOOKED_AT = ("val", "test")  # splits that are predicted
