@@ -89,11 +89,11 @@ def gramians(
 
 
 def cosines(gramian: Tensor) -> Tensor:
-    """Inner products (K, K) -> cosines (K, K); NaN where a gradient is zero."""
+    """Inner products (K, K) -> cosines (K, K) in [-1, 1]; NaN where a gradient is zero."""
     norms = gramian.diagonal().clamp(min=0).sqrt()
-    return (gramian / norms[:, None] / norms[None]).masked_fill(
-        (norms[:, None] * norms[None]) == 0, torch.nan
-    )
+    cosine = gramian / norms[:, None] / norms[None]
+    cosine = cosine.clamp(-1, 1)  # rounding takes those of parallel gradients up to 2e-7 beyond
+    return cosine.masked_fill((norms[:, None] * norms[None]) == 0, torch.nan)
 
 
 def class_against_rest(gramian: Tensor) -> Tensor:
@@ -266,7 +266,8 @@ def clip_cosines(classification: Tensor, distillation: Tensor, features: Tensor)
         return None
     one, other = (pull.double() for pull in pulls)
     norms = one.norm(dim=1) * other.norm(dim=1)
-    return ((one * other).sum(1) / norms).masked_fill(norms == 0, torch.nan)
+    cosine = ((one * other).sum(1) / norms).clamp(-1, 1)
+    return cosine.masked_fill(norms == 0, torch.nan)
 
 
 def conflict_table(histories: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
