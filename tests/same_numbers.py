@@ -1,4 +1,4 @@
-"""Whether two trees of outputs hold the same numbers, bit by bit: a check for changes that should change none.
+"""Whether two trees of outputs hold the same numbers, bit by bit: for changes that should change none.
 
     python tests/same_numbers.py before/mocap after/mocap --renamed none=ego control=ego_longer
 
