@@ -141,7 +141,7 @@ def top_of_each(
 def describe_answers(
     logits: Mapping[str, Tensor], label: int, classes: Sequence[str], selected: Mapping[str, bool]
 ) -> pd.DataFrame:
-    """What each model says of one clip, for `plots.plot_verdicts`.
+    """What each model says of one clip, for `figures.bars.plot_verdicts`.
 
     Args:
         logits: model -> (C,) of the clip.

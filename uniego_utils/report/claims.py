@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from uniego_utils.cards import CARDS
-from uniego_utils.figures.plots import METHOD_LABELS, TEACHER_COLOURS
+from uniego_utils.figures.style import METHOD_LABELS, TEACHER_COLOURS
 from uniego_utils.report.tables import (
     CONFIDENCE,
     paired_differences,
