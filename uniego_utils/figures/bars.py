@@ -19,19 +19,16 @@ from uniego_utils.figures.style import (
     verdict,
 )
 
-Values = Mapping[str, float] | pd.DataFrame  # row -> value, or a table whose columns are a row's bars
-
 
 def draw_bars(
     ax: Axes,
-    values: Values,
+    table: pd.DataFrame,
     xlabel: str,
     reference: float | None = None,
     top: float | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
     """Bars in the rows' colours; arguments as of `plot_bars`, for one panel."""
-    table = values if isinstance(values, pd.DataFrame) else pd.Series(values).to_frame("")
     count, longest = table.shape[1], 0
     for number, (column, lengths) in enumerate(table.items()):
         places = np.arange(len(table)) + (number - (count - 1) / 2) * 0.8 / count
@@ -49,7 +46,7 @@ def draw_bars(
 
 
 def plot_bars(
-    panels: Mapping[str, Values],
+    panels: Mapping[str, Mapping[str, float] | pd.DataFrame],
     labels: Mapping[str, str],
     title: str,
     references: Mapping[str, float] | None = None,
@@ -59,17 +56,21 @@ def plot_bars(
     """Horizontal bars with their values; all panels have the same rows, a teacher or method each.
 
     Args:
-        panels: of several bars in a row (columns of a table) the last is full, those before it are paler.
+        panels: axis label -> a value a row, or a table whose columns are a row's bars: the last is full,
+            those before it are paler.
         references: panel -> where a dotted line is, e.g. chance.
         tops: panel -> the highest value that there could be, e.g. 100 %: figures of several runs compare.
         notes: row -> text in place of its values.
     """
-    first = next(iter(panels.values()))
-    rows, bars = (first.index, first.shape[1]) if isinstance(first, pd.DataFrame) else (list(first), 1)
-    size = (3.6 * len(panels) + 3.4, (0.24 + 0.12 * bars) * len(rows) + 1.2)
+    tables = {
+        xlabel: values if isinstance(values, pd.DataFrame) else pd.Series(values).to_frame("")
+        for xlabel, values in panels.items()
+    }
+    rows, columns = next(iter(tables.values())).axes
+    size = (3.6 * len(panels) + 3.4, (0.24 + 0.12 * len(columns)) * len(rows) + 1.2)
     figure, axs = side_by_side(len(panels), size, title, sharey=True)
-    for ax, (xlabel, values) in zip(axs, panels.items(), strict=True):
-        draw_bars(ax, values, xlabel, (references or {}).get(xlabel), (tops or {}).get(xlabel), notes)
+    for ax, (xlabel, table) in zip(axs, tables.items(), strict=True):
+        draw_bars(ax, table, xlabel, (references or {}).get(xlabel), (tops or {}).get(xlabel), notes)
     name_rows(axs[0], rows, labels)
     return figure
 
@@ -114,7 +115,7 @@ def plot_stacked(
             texts = [f"{value:.0f}" if value >= 0.05 * longest else "" for value in table[column]]
             ax.bar_label(bars, texts, label_type="center", fontsize=8, color=text_colour(colour))
             left += table[column].to_numpy()
-        ax.set(xlim=(0, longest or 1), xlabel=xlabel)
+        ax.set(xlim=(0, 100 if "(%)" in xlabel else longest or 1), xlabel=xlabel)
     name_rows(axs[0], first.index, labels)
     add_legend(figure)
     return figure

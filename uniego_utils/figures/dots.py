@@ -30,36 +30,24 @@ def plot_dots(
         references: column -> where a dotted line is, e.g. chance.
     """
     methods, groups = list(dict.fromkeys(table["method"])), list(dict.fromkeys(table[by])) if by else [None]
-    size = (
-        2.6 * len(metrics) + 3 + 1.8 * (len(metrics) == 1),
-        (0.28 + 0.08 * len(groups)) * len(methods) + 1.3,
-    )
-    figure, axs = side_by_side(len(metrics), size, title, sharey=True)
+    width, height = 2.1 * len(metrics) + (3.4 if len(metrics) > 1 else 5.4), 0.3 + 0.04 * len(groups)
+    figure, axs = side_by_side(len(metrics), (width, height * len(methods) + 1.3), title, sharey=True)
     for ax, (column, xlabel) in zip(axs, metrics.items(), strict=True):
         for number, group in enumerate(groups):
             own = table[table[by] == group] if by else table
-            hollow = {"mfc": "w"} if number % 2 else {}
+            marker = {"marker": MARKERS[number], "ls": ""} | ({"mfc": "w"} if number % 2 else {})
             for place, method in enumerate(methods):
-                values, colour = own.loc[own["method"] == method, column].dropna(), colour_of(method)
-                height = place + 0.22 * (number - (len(groups) - 1) / 2)
-                several = len(values) > 1
-                style = {
-                    "color": colour,
-                    "ms": 5 if several else 6.5,
-                    "alpha": 0.6 if several else 1,
-                    **hollow,
-                }
-                ax.plot(values, [height] * len(values), MARKERS[number], zorder=3, **style)
-                if several:
-                    reach = 0.3 / len(groups)
-                    ax.plot([values.mean()] * 2, [height - reach, height + reach], color=colour, lw=3)
+                values = own.loc[own["method"] == method, column].dropna()
+                at, reach = place + 0.22 * (number - (len(groups) - 1) / 2), 0.3 / len(groups)
+                style = {"color": colour_of(method), "alpha": 0.6 if len(values) > 1 else 1}
+                ax.plot(values, [at] * len(values), ms=6, **marker, **style)
+                if len(values) > 1:
+                    ax.plot([values.mean()] * 2, [at - reach, at + reach], lw=3, color=style["color"])
                 elif len(values) and not by:
-                    at = values.iloc[0], height
-                    ax.annotate(
-                        f"{at[0]:.3g}", at, (0, 6), textcoords="offset points", fontsize=7, ha="center"
-                    )
-            if ax is axs[0] and by:
-                ax.plot([], [], MARKERS[number], color="k", label=str(group), **hollow)
+                    value = values.iloc[0]
+                    ax.text(value, at - 0.15, f"{value:.3g}", fontsize=7, ha="center", va="bottom")
+            if by and ax is axs[0]:
+                ax.plot([], [], color="k", label=str(group), **marker)
         if references:
             ax.axvline(references[column], color="k", ls=":", lw=1)
         ax.margins(x=0.12)
@@ -80,9 +68,9 @@ def plot_intervals(table: pd.DataFrame, labels: Mapping[str, str], title: str, x
     `table` has columns method, mean, low, high; low and high may be NaN, e.g. with one seed.
     """
     figure, (ax,) = side_by_side(1, (7.5, 0.34 * len(table) + 1.2), title)
-    for place, row in enumerate(table.itertuples()):
-        ax.plot([row.low, row.high], [place, place], color=colour_of(row.method), lw=2)
-        ax.plot(row.mean, place, "o", color=colour_of(row.method), ms=6)
+    rows, colours = range(len(table)), [colour_of(method) for method in table["method"]]
+    ax.hlines(rows, table["low"], table["high"], colours, lw=2)
+    ax.scatter(table["mean"], rows, 36, colours)
     ax.axvline(0, color="k", lw=1, ls=":")
     name_rows(ax, table["method"], labels)
     ax.set_xlabel(xlabel)

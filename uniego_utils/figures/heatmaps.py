@@ -26,6 +26,9 @@ class Scale:
         return "PuOr_r" if self.signed else "cividis"
 
 
+CLASS_SHARES = Scale("share of the class's clips")
+
+
 def plot_heatmap(
     panels: Mapping[str, tuple[pd.DataFrame, Scale]], labels: Mapping[str, str], title: str
 ) -> Figure:
@@ -39,7 +42,7 @@ def plot_heatmap(
     tables = [first_rows(table, title) for table, _ in panels.values()]
     scales = [scale for _, scale in panels.values()]
     widest = max(scale.digits + 2 + scale.signed for scale in scales)
-    (first, title), cell = tables[0], 0.13 * widest + 0.12
+    (first, title), cell = tables[0], 0.1 * widest + 0.12
     size = (sum(cell * table.shape[1] + 1.1 for table, _ in tables) + 2.2, 0.3 * len(first) + 2.2)
     widths = [table.shape[1] for table, _ in tables]
     figure, axs = side_by_side(len(panels), size, title, sharey=True, width_ratios=widths)
@@ -57,6 +60,6 @@ def plot_heatmap(
             ax=ax,
         )
         ax.set(xlabel="", ylabel="", title=name)
-        ax.tick_params(axis="y", rotation=0, left=number == 0)
+        ax.tick_params(axis="y", rotation=0, length=0)
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     return figure

@@ -1,18 +1,15 @@
 """Lines over epochs, doses or paths."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from uniego_utils.figures.style import (
     PALE_COLOUR,
     TEACHER_COLOURS,
-    UNIEGO_COLOUR,
     Colour,
     add_legend,
     colours_of,
@@ -91,41 +88,3 @@ def plot_doses(table: pd.DataFrame, split: str, labels: Mapping[str, str], title
     means = {axis: scores.mean().unstack()[methods] for axis, scores in grouped.items()}
     errors = {axis: scores.sem().unstack()[methods] for axis, scores in grouped.items()}
     return plot_lines(means, labels, title, "misaligned teachers added", bands=errors)
-
-
-def plot_before_after(
-    pairs: Mapping[str, tuple[float, float]], labels: Mapping[str, str], title: str
-) -> Figure:
-    """A line per start from its accuracy before Level II to that after it (percent), with names at both ends.
-
-    Args:
-        pairs: start -> (before, after). UNIEGO's own start, `merged`, is drawn in its colour.
-    """
-    figure, (ax,) = side_by_side(1, (7, 0.3 * len(pairs) + 2), title)
-    for name, ends in pairs.items():
-        own = name == "merged"
-        ax.plot([0, 1], ends, "o-", lw=2.5 if own else 1.3, color=UNIEGO_COLOUR if own else "#777777")
-    heights = [_apart([ends[side] for ends in pairs.values()], ax) for side in (0, 1)]
-    for (name, (before, after)), left, right in zip(pairs.items(), *heights, strict=True):
-        ax.text(-0.03, left, f"{labels.get(name, name)}  {before:.1f}", ha="right", va="center", fontsize=8)
-        ax.text(1.03, right, f"{after:.1f}  {labels.get(name, name)}", ha="left", va="center", fontsize=8)
-    low, high = ax.get_ylim()  # labels that were pushed apart need room too
-    ax.set_ylim(min(low, *map(np.min, heights)), max(high, *map(np.max, heights)))
-    ax.set(xlim=(-0.75, 1.75), ylabel="accuracy (%)")
-    ax.set_xticks([0, 1], ["before SPD", "after SPD"])
-    return figure
-
-
-def _apart(values: Sequence[float], ax: Axes) -> np.ndarray:
-    """Heights for labels beside `values`, moved apart where they would overlap."""
-    low, high = ax.get_ylim()
-    step = 12 / 72 / ax.figure.get_figheight() / 0.8 * (high - low)
-    order = np.argsort(values)
-    placed = np.array(values, dtype=float)[order]
-    for _ in range(100):  # push neighbours apart until none overlap
-        shift = np.clip(step - np.diff(placed), 0, None) / 2
-        if shift.max(initial=0) <= 1e-6:
-            break
-        placed[:-1] -= shift
-        placed[1:] += shift
-    return placed[np.argsort(order)]

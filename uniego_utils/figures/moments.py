@@ -38,8 +38,8 @@ def middle_picture(manifest: Manifest, row: int, view: str) -> np.ndarray:
 
 
 def clip_strips(experiment: Experiment, manifest: Manifest, row: int, count: int = 8) -> dict[str, Any]:
-    """All that there is to see of a clip, for `pictures.plot_strips`: its views, depths, and the skeleton drawn
-    into the exo view, each where the manifest has it.
+    """All that there is to see of a clip, as `pictures.plot_strips` takes it: its views, depths, and the
+    skeleton drawn into the exo view, each where the manifest has it.
 
     Returns:
         `strips`: what it is -> (count, H, W, 3); `overlays`: the same -> joints (count, V, 2); `bones`.

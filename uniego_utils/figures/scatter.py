@@ -1,6 +1,6 @@
-"""Points in a plane: features, and what was expected against what was measured."""
+"""Points in a plane: features, expected against measured, mixtures of proxies and the loss between them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,40 +15,46 @@ from uniego_utils.figures.style import (
     Colour,
     add_legend,
     colour_of,
+    colours_of,
     name_rows,
     side_by_side,
 )
 
-MARKERS = "os^*"
+MARKERS = "o^*s"
 
 
 def plot_scatter(
     panels: Mapping[str, pd.DataFrame],
-    colours: Mapping[str, Colour],
     title: str,
     xlabel: str = "",
     ylabel: str = "",
+    colours: Mapping[str, Colour] | None = None,
 ) -> Figure:
-    """Points of several kinds, a panel a table of columns x, y, kind.
+    """Points of several kinds, a panel a table of columns x, y, kind; few kinds differ in their markers too.
 
     Args:
         panels: what is written above a panel -> its points.
-        colours: of the kinds, in the legend's order; few kinds differ in their markers too.
         xlabel, ylabel: with them, a dotted diagonal is where both are equal; without, axes have no numbers.
-            `{}` stands for the panel's name.
+            `{}` in them is the panel's name.
+        colours: of the kinds, in the legend's order; those that it leaves out are pale.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     size = (3.0 * columns + 1.8, (3.0 if xlabel else 2.3) * rows + 0.6)
     figure, axs = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    colours = colours or colours_of(dict.fromkeys(pd.concat(panels.values())["kind"]))
     few = len(colours) <= len(MARKERS)
     for ax, (name, table) in zip(axs.flat, panels.items(), strict=False):
+        others = table[~table["kind"].isin(list(colours))]
+        ax.scatter(others["x"], others["y"], 3, color=PALE_COLOUR, lw=0)
         for number, (kind, colour) in enumerate(colours.items()):
             points = table[table["kind"] == kind]
             marker = MARKERS[number] if few else "o"
             area = (130 if marker == "*" else 25) if few else 5  # points squared
-            ax.scatter(points["x"], points["y"], area, colour, marker, label=kind, alpha=0.8, linewidths=0)
-        ax.set(title=name, xlabel=xlabel.format(name), ylabel=ylabel.format(name))
+            ax.scatter(
+                points["x"], points["y"], area, color=colour, marker=marker, label=kind, alpha=0.8, lw=0
+            )
+        ax.set(title="" if "{}" in xlabel else name, xlabel=xlabel.format(name), ylabel=ylabel.format(name))
         if xlabel:
             ends = np.array([table[["x", "y"]].min(axis=None), table[["x", "y"]].max(axis=None)])
             ax.plot(ends, ends, "k:", lw=1)
@@ -82,7 +88,7 @@ def plot_blend(
         labels: of proxies and starts.
     """
     figure, (left, right) = side_by_side(2, (10, 3.9), title, width_ratios=(1, 1.35))
-    draw_bars(left, shares, "coefficient (dotted: plain average)", 1 / len(shares), 1)
+    draw_bars(left, pd.Series(shares).to_frame(""), "coefficient (dotted: plain average)", 1 / len(shares), 1)
     name_rows(left, shares, labels)
     for name, point in points.iterrows():
         at, style = (point["val_nll"], point["val_top1"]), {"color": PALE_COLOUR, "ms": 4}
@@ -112,4 +118,31 @@ def plot_blend(
     right.grid(alpha=0.3)
     right.legend(loc="best")
     right.margins(0.12)
+    return figure
+
+
+def plot_plane(plane: pd.DataFrame, corners: Sequence[str], labels: Mapping[str, str], title: str) -> Figure:
+    """Contours of the loss over a plane through three points, with true distances; the star is their average.
+
+    Args:
+        plane: columns x, y, corner (-1 on the grid, else the place in `corners`), train_nll, val_nll (nats).
+        corners: three names.
+    """
+    grid, ends = plane[plane["corner"] < 0], plane[plane["corner"] >= 0].sort_values("corner")
+    height = 4.0 * max(np.ptp(grid["y"]) / np.ptp(grid["x"]), 0.6) + 0.7
+    figure, axs = side_by_side(2, (10.5, height), title)
+    for ax, (column, name) in zip(axs, {"train_nll": "train", "val_nll": "val"}.items(), strict=True):
+        table = grid.pivot(index="y", columns="x", values=column)
+        shown = ax.contourf(table.columns, table.index, table, levels=14, cmap="cividis")
+        ax.plot(*ends[["x", "y"]].iloc[[0, 1, 2, 0]].to_numpy().T, color="w", lw=1, ls=":")
+        ax.plot(*ends[["x", "y"]].mean(), "*", color=UNIEGO_COLOUR, mec="w", ms=16)
+        for corner, (_, place) in zip(corners, ends.iterrows(), strict=True):
+            at = place["x"], place["y"]
+            ax.plot(*at, "o", color=colour_of(corner), mec="w", ms=9)
+            words = f"{labels.get(corner, corner)}\n{place[column]:.2f}"
+            text = ax.annotate(words, at, (0, 8), textcoords="offset points", ha="center", fontsize=8)
+            text.set_bbox(dict(facecolor="w", alpha=0.75, lw=0, pad=1.5))
+        ax.set_aspect("equal")
+        ax.set(xlabel="distance in weights", ylabel="distance in weights", title=f"{name} clips")
+        figure.colorbar(shown, ax=ax, label="loss (nats)", shrink=0.8)
     return figure

@@ -1,8 +1,8 @@
 """What all figures share: a teacher has one colour, one name and one place everywhere.
 
-The functions of this folder take data and return a Figure; they compute nothing and save nothing. `panels` maps
-what a panel shows, with its unit, to its data; `labels` maps keys (teachers, methods) to their names, and what has
-no label is called by its key; `title` is the question.
+The functions of this folder take data and return a Figure; they compute nothing and save nothing. `panels`
+maps what a panel shows, with its unit, to its data; `labels` maps keys (teachers, methods) to their names,
+and what has no label is called by its key; `title` is the question.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,6 +91,7 @@ METHOD_LABELS = {
     "cagrad": "Direct, CAGrad",
     "upgrad": "Direct, UPGrad",
 }
+FREE_COLOURS = ("#222222", "#0077BB", "#CC3311", "#009988", "#BBBBBB")  # for what is no teacher or method
 BACKGROUND_COLOUR = "#ECECEC"
 ERROR_COLOURS = {  # kinds of segmentation.frame_errors and segment_errors
     "right": "#117733",
@@ -114,6 +115,7 @@ plt.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 10,
+        "axes.prop_cycle": plt.cycler(color=FREE_COLOURS),
         "legend.frameon": False,
         "legend.fontsize": 8,
     }
@@ -126,10 +128,11 @@ def colour_of(name: str) -> str:
 
 
 def colours_of(names: Iterable[str], colours: Mapping[str, Colour] | None = None) -> dict[str, Colour]:
-    """A colour a name: of `colours`, else its own; names without one share a scale from dark to light."""
+    """A colour a name: of `colours`, else its own; names without one take free ones in order."""
     known = {**TEACHER_COLOURS, **OTHER_COLOURS, "uniego": UNIEGO_COLOUR, **(colours or {})}
     others = [name for name in names if name not in known]
-    known |= zip(others, sns.color_palette("cividis", len(others)), strict=True)
+    few = len(others) <= len(FREE_COLOURS)
+    known |= zip(others, FREE_COLOURS if few else sns.color_palette("cividis", len(others)), strict=False)
     return {name: known[name] for name in names}
 
 
@@ -140,10 +143,11 @@ def class_colours(names: Sequence[str], background: str = "") -> dict[str, Colou
     """
     actions = [name for name in names if name != background]
     count = min(len(actions), MOST_COLOURS)
-    light, dark = (sns.husl_palette(max(count, 1), s=0.9, l=lightness) for lightness in (0.72, 0.45))
-    return {background: BACKGROUND_COLOUR} | {
-        name: (light if number % 2 else dark)[number % max(count, 1)] for number, name in enumerate(actions)
-    }
+    light, dark = (sns.husl_palette(count, s=0.9, l=lightness) for lightness in (0.72, 0.45))
+    colours = {background: BACKGROUND_COLOUR} if background else {}
+    for number, name in enumerate(actions):
+        colours[name] = (light if number % 2 else dark)[number % count]
+    return colours
 
 
 def text_colour(background: Colour) -> str:
