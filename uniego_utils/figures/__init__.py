@@ -6,11 +6,22 @@ from uniego_utils.figures.heatmaps import CLASS_SHARES, Scale, plot_heatmap
 from uniego_utils.figures.lines import plot_curves, plot_doses, plot_lines
 from uniego_utils.figures.pictures import plot_strips
 from uniego_utils.figures.scatter import plot_blend, plot_plane, plot_scatter
+from uniego_utils.figures.style import (
+    ERROR_COLOURS,
+    METHOD_LABELS,
+    MOST_COLOURS,
+    class_colours,
+    side_by_side,
+)
 from uniego_utils.figures.timelines import plot_barcodes, plot_moment, plot_storyboard
 
 __all__ = [
     "CLASS_SHARES",
+    "ERROR_COLOURS",
+    "METHOD_LABELS",
+    "MOST_COLOURS",
     "Scale",
+    "class_colours",
     "plot_barcodes",
     "plot_bars",
     "plot_blend",
@@ -27,4 +38,5 @@ __all__ = [
     "plot_storyboard",
     "plot_strips",
     "plot_verdicts",
+    "side_by_side",
 ]

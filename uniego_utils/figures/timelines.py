@@ -35,18 +35,18 @@ def draw_timeline(ax: Axes, bars: Bars, edges: np.ndarray, colours: Mapping[str,
 
 
 def plot_barcodes(
-    videos: Mapping[str, Bars], edges: Mapping[str, np.ndarray], colours: Mapping[str, Colour], title: str
+    videos: Mapping[str, tuple[Bars, np.ndarray]], colours: Mapping[str, Colour], title: str
 ) -> Figure:
-    """Colour barcodes: a panel a video, a row the truth and one for each method."""
-    height = 0.25 * len(next(iter(videos.values()))) + 0.62
+    """Colour barcodes: a panel a video, of its bars and edges; a row the truth and one for each method."""
+    height = 0.25 * max(len(bars) for bars, _ in videos.values()) + 0.62
     size = (11, height * len(videos) + 0.9)
     figure, axs = plt.subplots(len(videos), 1, figsize=size, layout="constrained", squeeze=False)
-    for ax, (name, bars) in zip(axs[:, 0], videos.items(), strict=True):
-        draw_timeline(ax, bars, edges[name], colours)
+    for ax, (name, (bars, edges)) in zip(axs[:, 0], videos.items(), strict=True):
+        draw_timeline(ax, bars, edges, colours)
         ax.set_title(name, fontsize=9, loc="left", pad=3)
     for ax in axs[:-1, 0]:
         ax.set_xlabel("")
-    shown = {label for bars in videos.values() for labels in bars.values() for label in np.unique(labels)}
+    shown = {label for bars, _ in videos.values() for labels in bars.values() for label in np.unique(labels)}
     names = [name for name in colours if name in shown][: MOST_COLOURS + 1]
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
     figure.legend(handles, names, loc="outside lower center", ncols=8)
