@@ -284,7 +284,7 @@ def test_kinds_of_points_without_a_colour_are_pale():
     table = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0], "kind": ["walk", "rare"]})
     figure = plot_scatter({"Ego DINO": table}, TITLE, colours={"walk": "#112233"})
     others, walk = figure.axes[0].collections
-    assert same_color(walk.get_facecolor()[0], "#112233") and others.get_offsets().tolist() == [[1, 1]]
+    assert same_color(walk.get_facecolor()[0][:3], "#112233") and others.get_offsets().tolist() == [[1, 1]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["walk"]
 
 
