@@ -43,6 +43,8 @@ def draw_bars(
     low, high = min(0, np.nanmin(table)), max(0, np.nanmax(table)) if top is None else top
     room = 1.06 + 0.022 * longest
     ax.set(xlim=(room * low, room * high or 1), xlabel=xlabel)
+    if top is not None:  # the room is for the texts
+        ax.set_xticks(np.linspace(0, top, 6))
 
 
 def plot_bars(
