@@ -7,13 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from trees import HEIGHT, WIDTH, build_folder
+from trees import build_folder
 
-from uniego_utils.cards import CARDS, Manifest, load_card
+from uniego_utils.cards import CARDS, load_card
 from uniego_utils.data.preparation import (
-    clip_strips,
     given_skeletons,
-    joints_in_picture,
     prepare_data,
     skeleton_columns,
 )
@@ -63,17 +61,6 @@ def test_given_files_are_found_by_the_clips_name(tmp_path, shape):
 def test_skeletons_that_are_not_there_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no pickle and no folder of .npz or .safetensors"):
         given_skeletons(opened("own_videos", tmp_path), str(tmp_path / "gone"))
-
-
-def test_joints_in_the_picture_are_the_first_persons(tmp_path):
-    experiment, joints = opened("assembly101", tmp_path), torch.rand(2, 5, 17, 2) + 1
-    write_tensors(tmp_path / "hands.safetensors", {"joints_3d": torch.rand(2, 5, 21, 3)})
-    write_tensors(tmp_path / "body.safetensors", {"exo_joints_2d": joints})
-    rows = pd.DataFrame({"skeleton": ["hands.safetensors"], "body_skeleton": ["body.safetensors"]})
-    found, layout = joints_in_picture(experiment, Manifest("train", rows, (), tmp_path, ""), 0)
-    assert torch.equal(found, joints[0]) and len(layout.joints) == 17
-    hands = Manifest("train", rows[["skeleton"]], (), tmp_path, "")
-    assert joints_in_picture(experiment, hands, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -135,28 +122,3 @@ def test_clips_whose_table_names_no_skeleton_are_told(tmp_path):
         prepare_data(opened("own_videos", tmp_path), {}, 0.0, "")
     for reason in ("none named", "zeros alone: nobody was found", "file absent"):
         assert f"1 x no skeleton: {reason}" in str(told.value)
-
-
-def test_of_a_clip_is_shown_what_there_is(tmp_path):
-    """Every panel is a column: head alone; head and room; and with a skeleton drawn into the room's view."""
-    build_folder(tmp_path, subjects=2)
-    rows = pd.read_csv(tmp_path / "labels.csv").head(1)
-    experiment = opened("own_videos", tmp_path)
-    ego = {key: teacher for key, teacher in experiment.card.teachers.items() if teacher.viewpoint == "ego"}
-    head = replace(experiment, card=replace(experiment.card, teachers=ego))
-    joints = torch.rand(1, 20, 17, 2) * 90 + 1
-    write_tensors(tmp_path / "a.safetensors", {"exo_joints_2d": joints})
-    full = rows.assign(skeleton="a.safetensors", ego_depth="head/00.mp4", exo_depth=np.nan)  # empty
-
-    def seen(experiment, rows):
-        return clip_strips(experiment, Manifest("train", rows, (), tmp_path, ""), 0, count=4)
-
-    assert list(seen(head, rows)["strips"]) == ["ego"]
-    assert list(seen(head, rows.assign(skeleton="a.safetensors"))["strips"]) == ["ego"]
-    assert list(seen(experiment, rows)["strips"]) == ["ego", "exo"]
-    shown = seen(experiment, full)
-    assert list(shown["strips"]) == ["ego", "exo", "ego depth", "exo + skeleton"]
-    assert {pictures.shape for pictures in shown["strips"].values()} == {(4, HEIGHT, WIDTH, 3)}
-    moments = shown["overlays"]["exo + skeleton"]
-    np.testing.assert_array_equal(moments, joints[0, [2, 7, 12, 17]])  # the middles of four quarters
-    assert shown["bones"]

@@ -7,7 +7,7 @@ import pytest
 from IPython.core.history import HistoryManager
 from IPython.terminal.interactiveshell import TerminalInteractiveShell
 
-from uniego_utils.figures.widgets import drawn, explore, explore_mixture
+from uniego_utils.figures.widgets import as_html, explore, explore_mixture
 
 PRESETS = {"learned": {"a": 0.2, "b": 0.8}, "average": {"a": 0.5, "b": 0.5}, "only a": {"a": 1.0, "b": 0.0}}
 LABELS = {"a": "proxy a", "b": "proxy b"}
@@ -122,7 +122,7 @@ def test_text_and_figures_reach_the_page_together(shell):
             _, ax = plt.subplots(figsize=(1, 1))
             ax.set_facecolor(colour)
 
-    page = drawn(draw)
+    page = as_html(draw)
     pictures = [part.split('"')[0] for part in page.split("data:image/png;base64,")[1:]]
     assert "<pre>1 &lt; 2\n</pre>" in page and len(set(pictures)) == 2
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
@@ -130,5 +130,5 @@ def test_text_and_figures_reach_the_page_together(shell):
 
 
 def test_a_failure_is_shown_with_its_traceback(shell):
-    page = drawn(lambda: 1 / 0)
+    page = as_html(lambda: 1 / 0)
     assert "Traceback" in page and "ZeroDivisionError" in page

@@ -6,23 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from uniego_utils.cards import CARDS, CLASSES_FILE, Manifest, from_mapping, load_card, merged
 from uniego_utils.data import pose
 from uniego_utils.data.skeletons import (
-    Layout,
     convert_npz,
     convert_pyskl,
     layout_of,
-    read_joints,
     skeleton_fault,
     skeleton_file,
 )
 from uniego_utils.data.usable import BUILDERS, Summary, write_manifests
-from uniego_utils.data.video import frame_indices, open_clip, sample_times
 from uniego_utils.experiment import Experiment, project_path
 from uniego_utils.mocap import clips as mocap
 from uniego_utils.mocap import untrimmed
@@ -132,47 +128,6 @@ def skeleton_columns(experiment: Experiment) -> dict[str, str | None]:
         if column := getattr(settings, "skeleton", None):
             columns[column] = settings.layout or experiment.card.skeleton
     return columns
-
-
-def joints_in_picture(experiment: Experiment, manifest: Manifest, row: int) -> tuple[Tensor, Layout] | None:
-    """Joints (T, V, 2) of a clip's first person in pixels of the exo picture, and their layout; None where no
-    skeleton of the clip is in pixels."""
-    for column, name in skeleton_columns(experiment).items():
-        if column in manifest.rows and pd.notna(manifest.rows[column][row]):
-            path = manifest.path(row, column)
-            if "exo_joints_2d" in read_tensors(path):
-                return read_joints(path, "exo_joints_2d", layout_of(name))[0], layout_of(name)
-    return None
-
-
-def read_moments(manifest: Manifest, row: int, column: str, count: int = 8) -> np.ndarray:
-    """`count` pictures over a clip from one of its videos, e.g. `ego_video`: (count, H, W, 3) uint8."""
-    video = open_clip(manifest, row, column.partition("_")[0], column)
-    times = sample_times(*manifest.rows.loc[row, ["start_s", "end_s"]], count)
-    return video.read(frame_indices(times, video.fps, video.frames))
-
-
-def clip_strips(experiment: Experiment, manifest: Manifest, row: int, count: int = 8) -> dict[str, Any]:
-    """All that there is to see of a clip, for `plots.plot_strips`: its views, depths, and the skeleton drawn
-    into the exo view, each where the manifest has it.
-
-    Returns:
-        `strips`: what it is -> (count, H, W, 3); `overlays`: the same -> joints (count, V, 2); `bones`.
-    """
-    columns = [f"{view}_video" for view in experiment.card.views]
-    columns += [
-        name for name in manifest.rows if name.endswith("_depth") and pd.notna(manifest.rows[name][row])
-    ]
-    strips = {
-        name.removesuffix("_video").replace("_", " "): read_moments(manifest, row, name, count)
-        for name in columns
-    }
-    overlays, bones = {}, ()
-    if "exo" in strips and (found := joints_in_picture(experiment, manifest, row)) is not None:
-        joints, layout = found
-        strips["exo + skeleton"], bones = strips["exo"], layout.bones
-        overlays["exo + skeleton"] = joints[(2 * np.arange(count) + 1) * len(joints) // (2 * count)].numpy()
-    return {"strips": strips, "overlays": overlays, "bones": bones}
 
 
 def given_skeletons(experiment: Experiment, skeletons: str) -> GivenSkeletons:

@@ -8,6 +8,8 @@ import html
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+import matplotlib.pyplot as plt
+
 Shares = dict[str, float]  # name -> share of a mixture; they sum to one
 
 
@@ -41,14 +43,12 @@ def explore(
             edges = dict(min=options[0], max=options[-1], step=options.step)
             controls[name] = IntSlider(chosen[name], **edges, description=name, continuous_update=False)
         else:
-            width = {"width": "max-content"}
-            controls[name] = Dropdown(
-                options=list(options), value=chosen[name], description=name, layout=width
-            )
+            listed = dict(options=list(options), value=chosen[name], layout={"width": "max-content"})
+            controls[name] = Dropdown(**listed, description=name)
     page = HTML()
 
     def show(change: object = None) -> None:
-        page.value = drawn(lambda: draw(**{name: control.value for name, control in controls.items()}))
+        page.value = as_html(lambda: draw(**{name: control.value for name, control in controls.items()}))
 
     for control in controls.values():
         control.observe(show, "value")
@@ -56,24 +56,21 @@ def explore(
     display(VBox([*controls.values(), page]))
 
 
-def drawn(draw: Callable[[], None]) -> str:
+def as_html(draw: Callable[[], None]) -> str:
     """HTML of what a function prints and displays, its open figures last; of its traceback, if it fails."""
-    import matplotlib.pyplot as plt
     from IPython.utils.capture import capture_output
 
-    with capture_output() as seen:
+    with capture_output() as captured:
         try:
             draw()
             plt.show()
         except Exception:  # shown as a cell would show it; the controls live on
             traceback.print_exc()
             plt.close("all")
-    parts = [f"<pre>{html.escape(text)}</pre>" for text in (seen.stdout, seen.stderr) if text]
-    for output in seen.outputs:
-        data = output.data
-        pictures = [kind for kind in ("image/png", "image/jpeg") if kind in data]
-        if pictures:
-            parts.append(f'<img style="max-width: 100%" src="data:{pictures[0]};base64,{data[pictures[0]]}">')
+    parts = [f"<pre>{html.escape(text)}</pre>" for text in (captured.stdout, captured.stderr) if text]
+    for data in (output.data for output in captured.outputs):
+        if kind := next((kind for kind in ("image/png", "image/jpeg") if kind in data), None):
+            parts.append(f'<img style="max-width: 100%" src="data:{kind};base64,{data[kind]}">')
         else:
             parts.append(data.get("text/html") or f"<pre>{html.escape(data.get('text/plain', ''))}</pre>")
     return "".join(parts)
@@ -110,22 +107,15 @@ def explore_mixture(
     from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Layout, VBox
 
     preset = Dropdown(options=list(presets), description="begin with")
+    options = dict(max=1.0, step=0.001, readout_format=".2f", continuous_update=False)
+    options |= dict(style={"description_width": "9em"}, layout=Layout(width="26em"))
     sliders = {
-        key: FloatSlider(
-            presets[preset.value][key],
-            max=1.0,
-            step=0.001,
-            description=label,
-            readout_format=".2f",
-            continuous_update=False,
-            style={"description_width": "9em"},
-            layout=Layout(width="26em"),
-        )
+        key: FloatSlider(presets[preset.value][key], description=label, **options)
         for key, label in labels.items()
     }
     button = Button(description="Run this mixture", tooltip="mix the weights and run the validation clips")
     page = HTML()
-    following = True  # sliders that a preset moves are drawn once, when all are in place
+    moved_by_hand = True  # sliders that a preset moves are drawn once, when all are in place
 
     def show(measure_it: bool = False) -> None:
         weights = {key: slider.value for key, slider in sliders.items()}
@@ -134,18 +124,18 @@ def explore_mixture(
             page.value = "All weights are zero: move one up."
             return
         shares = {key: weight / total for key, weight in weights.items()}
-        page.value = drawn(lambda: draw(shares, measure(shares) if measure_it else None))
+        page.value = as_html(lambda: draw(shares, measure(shares) if measure_it else None))
 
-    def follow(change: object) -> None:
-        if following:
+    def draw_moved(change: object) -> None:
+        if moved_by_hand:
             show()
 
-    def begin(change: dict) -> None:
-        nonlocal following
-        following = False
+    def load_preset(change: dict) -> None:
+        nonlocal moved_by_hand
+        moved_by_hand = False
         for key, slider in sliders.items():
             slider.value = presets[change["new"]][key]
-        following = True
+        moved_by_hand = True
         show()
 
     def run(button: Button) -> None:
@@ -153,9 +143,9 @@ def explore_mixture(
         show(measure_it=True)
         button.disabled, button.description = False, "Run this mixture"
 
-    preset.observe(begin, "value")
+    preset.observe(load_preset, "value")
     for slider in sliders.values():
-        slider.observe(follow, "value")
+        slider.observe(draw_moved, "value")
     button.on_click(run)
     show()
     beside = Layout(flex="0 0 auto", width="28em")  # as wide as its sliders, however wide the figure is

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from uniego_utils.cards import CARDS
-from uniego_utils.figures.plots import TEACHER_COLOURS
+from uniego_utils.figures.style import TEACHER_COLOURS
 from uniego_utils.methods import METHODS
 from uniego_utils.report.tables import (
     CONFIDENCE,
