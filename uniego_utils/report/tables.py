@@ -1,30 +1,17 @@
-"""From run folders to tables over seeds, and to one page that a person reads."""
+"""From run folders to tables over seeds."""
 
-import base64
-import html
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
 from uniego_utils.experiment import Experiment
-from uniego_utils.pipeline.runner import execution_of
-from uniego_utils.runs import FINISHED, is_finished, write_text
+from uniego_utils.runs import FINISHED, is_finished
 from uniego_utils.training import read_metrics
 
 CONFIDENCE = 0.95
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}img{max-width:100%;height:auto}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
-td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}.note{color:#555}
-.missing{border-left:4px solid #c33;padding-left:.6rem}
-a{color:#05a}summary{cursor:pointer}
-"""
 
 
 def collect(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
@@ -325,70 +312,3 @@ def text_table(table: pd.DataFrame) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines) + "\n"
-
-
-def render_notebooks(executed: Path, folder: Path) -> dict[str, Path]:
-    """The notebooks that the pipeline has run as HTML pages in `folder`; of several seeds the first.
-
-    Formulas are drawn where there is a network; everything else is in the pages.
-
-    Returns:
-        Notebook name -> its page, in the order of numbers; empty where the pipeline has run nothing.
-    """
-    from nbconvert import HTMLExporter  # imported late: 1 s that tables need not wait for
-
-    names = sorted({path.name for path in executed.rglob("[0-9][0-9]_*.ipynb") if path.stem.count(".") == 0})
-    pages = {}
-    for name in names:
-        path = execution_of(name, executed)
-        if path is not None:
-            page = folder / f"{path.stem}.html"
-            write_text(page, HTMLExporter(template_name="lab").from_filename(str(path))[0])
-            pages[path.stem] = page
-    return pages
-
-
-def write_page(
-    path: Path,
-    title: str,
-    sections: Sequence[tuple[str, str, pd.DataFrame | Path | str]],
-    pages: Mapping[str, Path] | None = None,
-) -> None:
-    """One self-contained HTML page: pictures are embedded, nothing is fetched, it reads on a phone.
-
-    Args:
-        sections: (heading, sentence, content): a table, a PNG's path, or text on how to make what is missing.
-        pages: other pages to link, by what to call them.
-    """
-    contents = [
-        f"<li><a href='#s{number}'>{html.escape(heading)}</a></li>"
-        for number, (heading, *_) in enumerate(sections)
-    ]
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<details><summary>Contents</summary><ul>{''.join(contents)}</ul></details>",
-    ]
-    if pages:
-        links = [
-            f"<a href='{html.escape(os.path.relpath(page, path.parent))}'>{html.escape(name)}</a>"
-            for name, page in pages.items()
-        ]
-        parts.append(f"<p>The notebooks as they ran: {' · '.join(links)}</p>")
-    for number, (heading, sentence, content) in enumerate(sections):
-        parts.append(
-            f"<h2 id='s{number}'>{html.escape(heading)}</h2><p class='note'>{html.escape(sentence)}</p>"
-        )
-        if isinstance(content, pd.DataFrame):
-            table = content.to_html(index=False, border=0, na_rep="")
-            parts.append(f"<div class='scroll'>{table}</div>")
-        elif isinstance(content, str):
-            parts.append(f"<p class='missing'>{html.escape(content)}</p>")
-        else:
-            picture = base64.b64encode(content.read_bytes()).decode()
-            parts.append(f"<img alt='{html.escape(heading)}' src='data:image/png;base64,{picture}'>")
-    head = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-    )
-    write_text(path, head + "\n".join(parts) + "</body></html>\n")
