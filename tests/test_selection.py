@@ -19,7 +19,7 @@ from uniego_utils.analyses.selection_rates import (
 from uniego_utils.cards import MethodCard
 from uniego_utils.objectives import ProxyDistillation, shares
 from uniego_utils.recipes import PAPER, RELEASED
-from uniego_utils.report.claims import paper_table
+from uniego_utils.report.paper import paper_table
 from uniego_utils.spd import select_proxies
 
 CLASSES, PROXIES = ("walk", "run", "jump", "never"), ("a", "b", "c")

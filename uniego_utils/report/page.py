@@ -19,7 +19,7 @@ from IPython.display import HTML, Image, display
 from nbformat import NotebookNode
 
 from uniego_utils.pipeline.runner import execution_of
-from uniego_utils.report.claims import NOT_RUN
+from uniego_utils.report.paper import NOT_RUN
 from uniego_utils.runs import write_text
 
 TITLE = "page_title"  # in the metadata of the output with which a page begins

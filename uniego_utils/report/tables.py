@@ -69,7 +69,7 @@ def collect_doses(folders: Mapping[int, Path], methods: Iterable[str]) -> pd.Dat
         folders: seed -> its folder, which need not be there; no rows where none is.
         methods: in the order that figures keep.
     """
-    found = [
+    rows = [
         {
             "dose": int(path.parent.name.removeprefix("dose")),
             "method": name,
@@ -81,7 +81,7 @@ def collect_doses(folders: Mapping[int, Path], methods: Iterable[str]) -> pd.Dat
         for path in folder.glob(f"dose*/{name}")
         if is_finished(path)
     ]
-    return pd.DataFrame(found)
+    return pd.DataFrame(rows)
 
 
 def metrics_table(
@@ -134,21 +134,21 @@ def gains_table(
     labels: Mapping[str, str],
     metrics: Iterable[str],
     digits: int,
-    of: str = "uniego",
+    first: str = "uniego",
 ) -> pd.DataFrame:
-    """`of` minus every other method of `metrics_table`, paired by seed: mean and 95 % interval, per head.
+    """`first` minus every other method of `metrics_table`, paired by seed: mean and 95 % interval, per head.
 
     Returns:
-        Text cells; no rows where no file has `of`.
+        Text cells; no rows where no file has `first`.
     """
     ours = _test_rows(files)
-    if ours.empty or of not in set(ours["method"]):
+    if ours.empty or first not in set(ours["method"]):
         return pd.DataFrame()
     parts = []
-    for head, own in ours.groupby("head", sort=False) if "head" in ours else [(None, ours)]:
-        gains = {metric: paired_differences(own, of, metric).set_index("method") for metric in metrics}
-        methods = [method for method in dict.fromkeys(own["method"]) if method != of]
-        cells = {f"{labels[of]} minus": [labels[method] for method in methods]}
+    for head, rows in ours.groupby("head", sort=False) if "head" in ours else [(None, ours)]:
+        gains = {metric: paired_differences(rows, first, metric).set_index("method") for metric in metrics}
+        methods = [method for method in dict.fromkeys(rows["method"]) if method != first]
+        cells = {f"{labels[first]} minus": [labels[method] for method in methods]}
         cells |= {} if head is None else {"Head": head}
         for metric, table in gains.items():
             cells[metric] = [gain(table.loc[method], digits) for method in methods]
@@ -204,7 +204,7 @@ def spread(mean: float, sd: float, digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
 
 
-def gain(difference: pd.Series, digits: int) -> str:
+def gain(difference: Mapping[str, float], digits: int) -> str:
     """ "+1.3 [+0.5, +2.1]" of a row of `paired_differences`; without the interval where there is none."""
     low, high = difference["low"], difference["high"]
     limits = "" if pd.isna(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
@@ -229,12 +229,12 @@ def finished_seeds(experiment: Experiment) -> list[int]:
     names = [
         path.parents[1].name for path in (experiment.outputs / "04_spd").glob(f"seed*/uniego/{FINISHED}")
     ]
-    found = [re.fullmatch(rf"seed(\d+){re.escape(suffix)}", name) for name in names]
-    if not any(found):
+    matches = [re.fullmatch(rf"seed(\d+){re.escape(suffix)}", name) for name in names]
+    if not any(matches):
         raise FileNotFoundError(
             f"no finished seed in {experiment.outputs / '04_spd'}; run notebooks 00 to 04 first"
         )
-    return sorted(int(match[1]) for match in found if match)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
@@ -260,14 +260,14 @@ def summarise(scores: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     ).reset_index()
 
 
-def paired_differences(scores: pd.DataFrame, of: str, column: str) -> pd.DataFrame:
-    """`of` minus every other method, seed by seed: mean, sd, 95 % interval, in how many seeds positive."""
+def paired_differences(scores: pd.DataFrame, first: str, column: str) -> pd.DataFrame:
+    """`first` minus every other method, seed by seed: mean, sd, 95 % interval, in how many seeds positive."""
     wide = scores.pivot(index="seed", columns="method", values=column)
     rows = []
     for method in dict.fromkeys(scores["method"]):
-        if method == of:
+        if method == first:
             continue
-        difference = (wide[of] - wide[method]).dropna()  # seeds that both have
+        difference = (wide[first] - wide[method]).dropna()  # seeds that both have
         low, high = interval(difference)
         rows.append(
             {
@@ -282,22 +282,24 @@ def paired_differences(scores: pd.DataFrame, of: str, column: str) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def results_table(scores: pd.DataFrame, labels: Mapping[str, str], of: str = "uniego") -> pd.DataFrame:
+def results_table(scores: pd.DataFrame, labels: Mapping[str, str], first: str = "uniego") -> pd.DataFrame:
     """The table that the README and the report show, as text cells."""
     summary = summarise(scores)
-    top1 = paired_differences(scores, of, "test_top1").set_index("method")
-    nll = paired_differences(scores, of, "test_nll").set_index("method")
+    top1 = paired_differences(scores, first, "test_top1").set_index("method")
+    nll = paired_differences(scores, first, "test_nll").set_index("method")
 
     def difference(table: pd.DataFrame, method: str, digits: int) -> str:
-        return "" if method == of else gain(table.loc[method], digits)
+        return "" if method == first else gain(table.loc[method], digits)
 
     return pd.DataFrame(
         {
             "Method": [labels[method] for method in summary["method"]],
             "Accuracy (%)": [spread(r.top1, r.top1_sd, 1) for r in summary.itertuples()],
             "NLL (nats)": [spread(r.nll, r.nll_sd, 3) for r in summary.itertuples()],
-            f"{labels[of]} minus it (points)": [difference(top1, method, 1) for method in summary["method"]],
-            f"{labels[of]} minus it (NLL)": [difference(nll, method, 3) for method in summary["method"]],
+            f"{labels[first]} minus it (points)": [
+                difference(top1, method, 1) for method in summary["method"]
+            ],
+            f"{labels[first]} minus it (NLL)": [difference(nll, method, 3) for method in summary["method"]],
         }
     )
 
