@@ -1,5 +1,5 @@
-# The notebooks as rules. Only executed notebooks are declared as outputs: Snakemake deletes the declared outputs of
-# killed jobs, and the run folders hold the checkpoints to resume from. `params` carries every parameter, because
+# The notebooks as rules. Only executed notebooks and the page are declared as outputs: Snakemake deletes the declared
+# outputs of killed jobs, and the run folders hold the checkpoints to resume from. `params` carries every parameter, because
 # only what stands there is noticed when it changes.
 import sys
 
@@ -22,6 +22,7 @@ CONTENT = load_card(DATASET)
 TEACHERS = list(CONTENT.teachers)
 
 DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
+PAGE = f"{OUTPUTS}/{DATASET}/10_report/index.html"
 COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
 GPU = min(1, len(visible_gpus()))
 STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each other instead
@@ -61,11 +62,12 @@ wildcard_constraints:
 
 localrules:
     all,
+    page,
 
 
 rule all:
     input:
-        f"{DONE}/10_report.ipynb",
+        PAGE,
 
 
 rule data:
@@ -211,3 +213,13 @@ rule report:
         gpu=0,
     shell:
         RUN
+
+
+rule page:
+    input:
+        "uniego_utils/report/page.py",
+        notebook=rules.report.output,
+    output:
+        PAGE,
+    shell:
+        f"exec {sys.executable} -m uniego_utils.report.page {{input.notebook}} {{output}}"

@@ -10,19 +10,13 @@ from scipy import stats
 
 from uniego_utils.cards import load_card
 from uniego_utils.report.claims import (
-    DATASETS,
     FAILS,
-    GRAVITY,
     HOLDS,
-    MEASURE,
     NOT_MEASURED,
-    NOT_RUN,
     ONE_SEED,
     PAPER,
-    PAPER_TABLES,
-    STARTS,
     UNDECIDED,
-    ablation_tables,
+    VERDICTS,
     claims_markdown,
     claims_table,
     compare,
@@ -30,11 +24,19 @@ from uniego_utils.report.claims import (
     comparisons_table,
     holm,
     judge_all,
-    label,
     paper_claims,
+    pick_starts,
+)
+from uniego_utils.report.paper import (
+    DATASETS,
+    MEASURE,
+    NOT_RUN,
+    PAPER_TABLES,
+    STARTS,
+    ablation_tables,
+    label,
     paper_table,
     paper_top1,
-    pick_starts,
 )
 
 EEF, A101, EE4D = DATASETS
@@ -59,7 +61,7 @@ EVERYONE = [
 
 
 def scores_of(top1, nll=None):
-    """Scores as `report.collect` gives them, from method -> accuracies of the seeds 0, 1, 2, ..."""
+    """Scores as `collect` gives them, from method -> accuracies of the seeds 0, 1, 2, ..."""
     rows = []
     for method, values in top1.items():
         for seed, value in enumerate(values):
@@ -277,8 +279,8 @@ def test_holm_is_over_every_pair_once(compared):
 # Claims
 
 
-def test_the_gravest_part_is_the_verdict():
-    for parts in itertools.product(GRAVITY, repeat=3):
+def test_the_worst_part_is_the_verdict():
+    for parts in itertools.product(VERDICTS, repeat=3):
         if FAILS in parts:
             expected = FAILS
         elif NOT_MEASURED in parts:

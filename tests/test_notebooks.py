@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell
 
 from uniego_utils.parameters import check_value
 from uniego_utils.pipeline.runner import MAX_SHIPPED_BYTES, run_notebook
+from uniego_utils.report.page import main as make_page
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -90,6 +91,7 @@ def test_the_pipeline_takes_its_teachers_from_the_card(tmp_path):
     for teacher in teachers:
         assert f"01_teacher_extraction/{teacher}.ipynb" in ended.stdout + ended.stderr
     assert "seed3/04_spd.ipynb" in ended.stdout + ended.stderr
+    assert f"{tmp_path}/{DATASET}/10_report/index.html" in ended.stdout + ended.stderr
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,8 @@ def outputs(tmp_path_factory) -> Path:
     run_in(folder, "04_spd")
     for later in ("05_retrieval", *ANALYSES, *STUDIES):
         run_in(folder, later)
-    run_in(folder, "10_report", seeds=[0])
+    executed = run_in(folder, "10_report", seeds=[0])
+    make_page([str(executed), str(folder / DATASET / "10_report" / "index.html")])  # as the pipeline does
     return folder
 
 

@@ -1,14 +1,10 @@
-"""Tables over seeds against scipy and slow loops, and a page that stands alone."""
+"""Tables over seeds against scipy and slow loops."""
 
-import base64
 import re
 import statistics
-from html.parser import HTMLParser
 
-import nbformat
 import pandas as pd
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
 from scipy import stats
 
 from uniego_utils.report.tables import (
@@ -22,12 +18,10 @@ from uniego_utils.report.tables import (
     mean_tables,
     metrics_table,
     paired_differences,
-    render_notebooks,
     results_table,
     selection_shares,
     summarise,
     text_table,
-    write_page,
 )
 from uniego_utils.runs import finish_run
 
@@ -163,58 +157,6 @@ def test_a_text_table_is_aligned_markdown(scores):
     assert cells[0] == list(table.columns) and cells[2:] == table.to_numpy().tolist()
 
 
-class Page(HTMLParser):
-    """What a browser would fetch, and the text it would show."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.sources, self.shown = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        fetching = [value for name, value in attributes if name in ("src", "href", "data", "srcset")]
-        self.sources += [value for value in fetching if not value.startswith("#")]  # within the page
-
-    def handle_data(self, data):
-        self.shown += data
-
-
-NASTY = "<script>alert('a & b')</script>"
-
-
-@pytest.fixture
-def page(tmp_path, scores):
-    (tmp_path / "figure.png").write_bytes(b"\x89PNG picture")
-    nasty = pd.DataFrame({NASTY: [NASTY]})
-    sections = [
-        ("Scores", "One row a method.", results_table(scores, LABELS)),
-        (NASTY, NASTY, nasty),
-        ("It's a figure", "As drawn.", tmp_path / "figure.png"),
-    ]
-    write_page(tmp_path / "page" / "report.html", NASTY, sections)
-    return (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
-
-
-def test_a_page_stands_alone(page):
-    embedded = "data:image/png;base64," + base64.b64encode(b"\x89PNG picture").decode()
-    assert Page(page).sources == [embedded]
-    assert "http://" not in page and "https://" not in page and "url(" not in page and "@import" not in page
-    assert not {"script", "link", "iframe"} & set(Page(page).tags)
-
-
-def test_a_page_shows_what_was_given_as_text(page):
-    shown = Page(page).shown
-    assert (
-        shown.count(NASTY) == 7
-    )  # title, heading of the page, contents, section's heading and sentence, column and cell
-    assert "One row a method." in shown and "Ego baseline" in shown
-
-
-def test_a_page_fits_a_phone(page):
-    assert "width=device-width" in page and "max-width:100%" in page and "overflow-x:auto" in page
-
-
 def test_unfinished_runs_are_left_out_on_request(folders, tmp_path):
     asked = folders | {"naive": folders["naive"] | {7: tmp_path / "none"}, "gate": {0: tmp_path / "none"}}
     assert finished_only(asked) == folders
@@ -329,32 +271,6 @@ def test_classes_shares_stand_above_the_papers(tmp_path):
         ["other", "z", "paper", "", "25"],
     ]
     assert set(class_table({}, paper, "here", {"none": "No proxy", "p": "P"})["Source"]) == {"paper"}
-
-
-def test_executed_notebooks_become_pages_that_the_report_links(tmp_path):
-    executed = tmp_path / "notebooks"
-    for place, text in {
-        "00_data": "once",
-        "seed0/04_spd": "of seed 0",
-        "seed1/04_spd": "of seed 1",
-        "seed1/05_retrieval.failed": "broken",
-    }.items():
-        cell = new_code_cell("1", outputs=[new_output("stream", text=f"{text}\n")])
-        (executed / place).parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(new_notebook(cells=[cell]), executed / f"{place}.ipynb")
-    pages = render_notebooks(executed, tmp_path / "10_report" / "notebooks")
-    assert list(pages) == ["00_data", "04_spd"]
-    assert "of seed 0" in pages["04_spd"].read_text() and "of seed 1" not in pages["04_spd"].read_text()
-    write_page(tmp_path / "10_report" / "index.html", "x", [], pages)
-    written = (tmp_path / "10_report" / "index.html").read_text()
-    assert "href='notebooks/00_data.html'" in written and "href='notebooks/04_spd.html'" in written
-    assert render_notebooks(tmp_path / "nothing", tmp_path) == {}
-
-
-def test_a_page_says_how_to_make_what_is_missing(tmp_path):
-    write_page(tmp_path / "page.html", "x", [("Table 4", "Segments.", "not run: make <study>")])
-    page = Page((tmp_path / "page.html").read_text())
-    assert "not run: make <study>" in page.shown and not page.sources
 
 
 def test_methods_are_compared_on_seeds_that_all_have(scores):

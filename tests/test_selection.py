@@ -19,7 +19,7 @@ from uniego_utils.candidates import select_proxies
 from uniego_utils.cards import MethodCard
 from uniego_utils.objectives import ProxyDistillation, shares
 from uniego_utils.recipes import PAPER, RELEASED
-from uniego_utils.report.claims import paper_table
+from uniego_utils.report.paper import paper_table
 from uniego_utils.spd import SelectionLogger
 
 CLASSES, PROXIES = ("walk", "run", "jump", "never"), ("a", "b", "c")

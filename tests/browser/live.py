@@ -24,6 +24,7 @@ from nbformat.v4 import new_code_cell
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from uniego_utils.pipeline.runner import run_notebook
+from uniego_utils.report.page import write_page
 
 PROJECT = Path(__file__).parents[2]
 DATASET = "mocap"
@@ -77,6 +78,7 @@ def outputs(tmp_path_factory) -> Path:
     for name, own in steps.items():
         executed = folder / DATASET / "notebooks" / f"{name}.ipynb"
         run_notebook(PROJECT / "notebooks" / f"{name}.ipynb", executed, common | own, threads=2, timeout=900)
+    write_page(executed, folder / DATASET / "10_report" / "index.html")
     return folder
 
 

@@ -359,10 +359,12 @@ def with_outputs(path: Path, notebook: NotebookNode, executed: NotebookNode) -> 
 
 
 def clean_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
-    """Outputs without warnings, progress bars and widgets; consecutive prints are joined."""
+    """Outputs without warnings, progress bars, widgets and other notebooks' figures; prints are joined."""
     kept: list[NotebookNode] = []
     for output in copy.deepcopy(outputs):
         if output.get("name") == "stderr" or WIDGET in output.get("data", {}):
+            continue
+        if "figure_of" in output.get("metadata", {}):  # the notebook that drew it ships it
             continue
         if output.output_type == "stream":
             # A progress bar overwrites its line again and again: keep the last state.

@@ -1,4 +1,4 @@
-"""The paper's claims and ablation tables beside our own runs, with a verdict that seeds must earn."""
+"""The paper's claims: what it prints for each, and what our seeds say."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,61 +6,45 @@ from dataclasses import dataclass
 import pandas as pd
 from scipy import stats
 
-from uniego_utils.cards import CARDS
-from uniego_utils.figures.style import TEACHER_COLOURS
-from uniego_utils.methods import METHODS
+from uniego_utils.report.paper import (
+    DATASETS,
+    MEASURE,
+    NOT_RUN,
+    NOTHING,
+    STARTS,
+    ablation_tables,
+    accuracies,
+    label,
+    number_cell,
+    paper_table,
+    paper_top1,
+    strategy,
+)
 from uniego_utils.report.tables import (
     CONFIDENCE,
+    gain,
     paired_differences,
     results_table,
     spread,
-    summarise,
     text_table,
 )
 from uniego_utils.runs import provenance
 
 Pair = tuple[str, str]  # of methods; the first one is claimed to be better
 
-PAPER_TABLES = range(2, 13)
-# the paper's short names
-DATASETS = {"egoexo_fitness": "EEF", "assembly101": "A101", "egoexo4d": "EE4D"}
-MEASURE = "make study"  # runs what a table here calls "not run"
-NOT_RUN = f"not run: {MEASURE}"
-NO_BACKBONE = "this suite has no such backbone"
-BACKBONE = "timesformer"  # the one that all other tables are about
-NOTHING = "—"  # the paper gives no number
 UNITS = {"points": 1, "nats": 3}  # of accuracy and of negative log-likelihood, with the digits shown
 PAPER = f"Paper: {', '.join(DATASETS.values())} (points)"
 
 HOLDS, FAILS, UNDECIDED, ONE_SEED = "holds", "does not hold", "undecided", "one seed: no verdict"
 NOT_MEASURED = "not measured"
-GRAVITY = (FAILS, NOT_MEASURED, ONE_SEED, UNDECIDED, HOLDS)  # the gravest part is the verdict of the whole
+VERDICTS = (FAILS, NOT_MEASURED, ONE_SEED, UNDECIDED, HOLDS)  # the first one among the parts is the whole's
 
-STARTS = {  # Table 10: what a start is called before SPD and after it
-    "merged": "uniego",
-    "layer": "after_layer",
-    "parameter": "after_parameter",
-    "average": "after_average",
-    "best": "after_best",
-}
-OTHER_STARTS = ("soup", "arithmetic", "ties")  # that the paper does not have
-OTHER_STRATEGIES = ("features_only", "logits_only")
-LABELS = {
-    **{key: f"Proxy {key}" for key in TEACHER_COLOURS},
-    "top1": "Top-1",
-    "exo_timesformer": "Exo TimeSformer, from exo clips",
-    "exo_stgcn": "Exo ST-GCN, from skeletons",
-    **{key: method.label for key, method in METHODS.items()},
-}
-
-MARKS = {"yes": "✓", "no": "✗"}
-WORDS = {"name": "Method", "proxy_learning": "Proxy learning", "proxy_merging": "Merging", "spd": "SPD"}
 READING = """\
 An advantage is the first method minus the second on test clips, paired by seed (NLL: second minus first, so
 positive is better in both): mean [95 % t-interval], in how many of the seeds it is positive. A comparison
 *holds* where the interval lies above zero, *does not hold* where it lies below, and is *undecided* otherwise.
-A claim holds if all its comparisons do, and does not if any does not; the one shown is the gravest. The
-paper's numbers are the smallest advantage that its tables print for the claim.
+A claim holds if all its comparisons do, and does not if any does not; the worst one is shown. The paper's
+numbers are the smallest advantage that its tables print for the claim.
 
 These are {count} comparisons, and their verdicts are not corrected for that: chance alone would make one in
 twenty of them leave zero out. "After Holm" corrects for all of them (accuracy and NLL each by themselves).
@@ -81,26 +65,7 @@ class Claim:
     says: str
     pairs: tuple[Pair, ...]
     paper: tuple[Pair, ...] = ()  # the paper's methods in the place of `pairs`, where they differ
-    needs: tuple[str, ...] = ()  # methods without which the pairs mean nothing
-
-
-def paper_table(number: int) -> pd.DataFrame:
-    """One of the paper's tables 2 to 12 in long format; columns: data_manifests/paper/README.md.
-
-    Raises:
-        ValueError: there is no such table.
-    """
-    if number not in PAPER_TABLES:
-        raise ValueError(f"no table {number!r}; choose of {', '.join(map(str, PAPER_TABLES))}")
-    # an empty cell is a method that this suite does not have
-    return pd.read_csv(CARDS / "paper" / f"table{number:02d}.csv", keep_default_na=False)
-
-
-def paper_top1() -> dict[tuple[str, str], float]:
-    """(dataset, method) -> the paper's accuracy in percent, TimeSformer throughout."""
-    rows = pd.concat([paper_table(number) for number in (2, 6, 7, 8, 9, 10)])
-    rows = rows[rows["method"] != ""]
-    return {(row.dataset, row.method): row.value for row in rows.itertuples()}
+    needs: tuple[str, ...] = ()  # methods that must have been run beside those of `pairs`
 
 
 def pick_starts(top1: Mapping[str, float]) -> tuple[Pair, ...]:
@@ -111,7 +76,13 @@ def pick_starts(top1: Mapping[str, float]) -> tuple[Pair, ...]:
 
 
 def paper_claims(scores: pd.DataFrame, proxies: Iterable[str], k: int = 1) -> list[Claim]:
-    """The paper's claims about accuracy. Claim 6 asks `scores` which of our starts it is about."""
+    """The paper's claims about accuracy; claim 6 is about the starts that lead in `scores`.
+
+    Args:
+        scores: as `collect` gives them.
+        proxies: the pool.
+        k: how many proxies UNIEGO selects per clip.
+    """
 
     def chain(methods: list[str]) -> tuple[Pair, ...]:
         return tuple(zip(methods, methods[1:], strict=False))
@@ -208,21 +179,21 @@ def compare(scores: pd.DataFrame, first: str, second: str) -> dict:
     pair = scores[scores["method"].isin([first, second])]
     if pair["method"].nunique() < 2:
         return {}
-    found = {}
-    for unit, column, of, other in (
+    comparison = {}
+    for unit, column, minuend, other in (
         ("points", "test_top1", first, second),
         ("nats", "test_nll", second, first),
     ):
-        row = paired_differences(pair, of, column).iloc[0]
-        both = pair.pivot(index="seed", columns="method", values=column).dropna()
+        row = paired_differences(pair, minuend, column).iloc[0]
+        values = pair.pivot(index="seed", columns="method", values=column).dropna()
         p = float("nan")
         if row["sd"] == 0:
             p = float(row["mean"] == 0)  # the t statistic is 0/0, or without bound
-        elif len(both) > 1:
-            p = stats.ttest_rel(both[of], both[other]).pvalue
-        found |= {f"{unit}_{name}": row[name] for name in ("mean", "sd", "low", "high", "positive")}
-        found[f"{unit}_p"] = p
-    return found
+        elif len(values) > 1:
+            p = stats.ttest_rel(values[minuend], values[other]).pvalue
+        comparison |= {f"{unit}_{name}": row[name] for name in ("mean", "sd", "low", "high", "positive")}
+        comparison[f"{unit}_p"] = p
+    return comparison
 
 
 def judge(low: float, high: float) -> str:
@@ -234,7 +205,7 @@ def judge(low: float, high: float) -> str:
 
 def judge_all(verdicts: Iterable[str]) -> str:
     """The verdict on a claim: it holds if all parts do, and does not if any part does not."""
-    return min(verdicts, key=GRAVITY.index)
+    return min(verdicts, key=VERDICTS.index)
 
 
 def compare_all(scores: pd.DataFrame, claims: Iterable[Claim]) -> pd.DataFrame:
@@ -251,8 +222,8 @@ def compare_all(scores: pd.DataFrame, claims: Iterable[Claim]) -> pd.DataFrame:
         for pair, printed in zip(claim.pairs, claim.paper or claim.pairs, strict=True):
             a, b = ([top1.get((name, method), float("nan")) for name in DATASETS] for method in printed)
             paper = {name: round(x - y, 1) for name, x, y in zip(DATASETS, a, b, strict=True)}
-            found = compare(scores, *pair) if methods.issuperset(claim.needs) else {}
-            rows.append({"claim": claim.key, "first": pair[0], "second": pair[1], **paper, **found})
+            ours = compare(scores, *pair) if methods.issuperset(claim.needs) else {}
+            rows.append({"claim": claim.key, "first": pair[0], "second": pair[1], **paper, **ours})
     for unit in UNITS:
         certain = [row for row in rows if not pd.isna(row.get(f"{unit}_p", float("nan")))]
         adjusted = holm({frozenset((row["first"], row["second"])): row[f"{unit}_p"] for row in certain})
@@ -262,7 +233,7 @@ def compare_all(scores: pd.DataFrame, claims: Iterable[Claim]) -> pd.DataFrame:
                 continue
             row[f"{unit}_verdict"] = judge(row[f"{unit}_low"], row[f"{unit}_high"])
             p = adjusted.get(frozenset((row["first"], row["second"])), float("nan"))
-            sign = row[f"{unit}_mean"] if p < 1 - CONFIDENCE else 0.0  # too uncertain to have one
+            sign = row[f"{unit}_mean"] if p < 1 - CONFIDENCE else 0.0  # 0: undecided
             row[f"{unit}_holm"] = p
             row[f"{unit}_holm_verdict"] = ONE_SEED if pd.isna(p) else judge(sign, sign)
     columns = ("mean", "sd", "low", "high", "positive", "p", "holm", "verdict", "holm_verdict")
@@ -272,18 +243,32 @@ def compare_all(scores: pd.DataFrame, claims: Iterable[Claim]) -> pd.DataFrame:
 
 def comparisons_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd.DataFrame:
     """Every comparison behind `claims_table`, which says what the arguments are, as text cells."""
-    return _comparisons_text(
-        compare_all(scores, paper_claims(scores, _pool(selected), k)), _accuracies(scores)
+    table, ours = compare_all(scores, paper_claims(scores, _pool(selected), k)), accuracies(scores)
+    rows = [row for _, row in table.iterrows()]
+    pairs = [[ours.get(row[method], NOTHING) for method in ("first", "second")] for row in rows]
+    return pd.DataFrame(
+        {
+            "Claim": table["claim"],
+            "Comparison": [_comparison(row) for row in rows],
+            PAPER: [number_cell(row[list(DATASETS)]) for row in rows],
+            "Accuracy (%)": [", ".join(pair) for pair in pairs],
+            "Advantage (points)": [_advantage(row, "points") for row in rows],
+            "Verdict": table["points_verdict"],
+            "After Holm": table["points_holm_verdict"],
+            "Advantage (nats)": [_advantage(row, "nats") for row in rows],
+            "Verdict by NLL": table["nats_verdict"],
+            "NLL after Holm": table["nats_holm_verdict"],
+        }
     )
 
 
 def claims_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd.DataFrame:
     """The paper's claims, what decides each here, and the verdicts, as text cells.
 
-    A claim is decided by its gravest comparison: of those with the worst verdict, the smallest advantage.
+    The comparison shown is the worst: of those with the worst verdict, the one of the smallest advantage.
 
     Args:
-        scores: as `report.collect` gives them. Methods that were not run leave their claims unmeasured.
+        scores: as `collect` gives them. Methods that were not run leave their claims unmeasured.
         selected: a row a seed, a column a proxy of the pool: the share in [0, 1] of training clips that learn
             from it. A column "none" is no proxy and is passed over.
         k: how many proxies UNIEGO selects per clip (the card's).
@@ -292,35 +277,25 @@ def claims_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd
         ValueError: `selected` names no proxy, or holds something other than shares.
     """
     claims = paper_claims(scores, _pool(selected), k)
-    return _claims_text(claims, compare_all(scores, claims), selected)
-
-
-def ablation_tables(scores: pd.DataFrame, k: int = 1) -> dict[str, pd.DataFrame]:
-    """The paper's tables 2, 5, 6, 7 with 10, 8 and 9 with our test accuracy in them, as text cells.
-
-    A row that was not run says so, with the command that runs it. Table 2 has the rows that this suite has.
-
-    Args:
-        scores: as `report.collect` gives them.
-        k: how many proxies UNIEGO selects per clip (the card's); the paper's K is 1 in these tables.
-    """
-    ours = _accuracies(scores)
-    competitors, strategies = paper_table(2), paper_table(8)
-    of_paper = {"uniego": strategy(1, k), "top2": strategy(2, k), "top3": strategy(3, k)}
-    strategies["method"] = strategies["method"].replace(of_paper)
-    return {
-        "Table 2: accuracy": _beside(competitors[competitors["method"] != ""], ours),
-        "Table 5: other backbones": pd.concat(
-            [
-                _beside(rows, ours) if backbone == BACKBONE else _beside(rows, {}, missing=NO_BACKBONE)
-                for backbone, rows in paper_table(5).groupby("backbone", sort=False)
-            ]
-        ),
-        "Table 6: components": _beside(paper_table(6), ours),
-        "Tables 7 and 10: starts, before and after SPD": _starts_beside(ours),
-        "Table 8: whom to distil from": _beside(strategies, ours, OTHER_STRATEGIES),
-        "Table 9: ego baseline and proxies": _beside(paper_table(9), ours),
-    }
+    table = compare_all(scores, claims)
+    rows = []
+    for claim in claims:
+        parts = table[table["claim"] == claim.key]
+        places = parts["points_verdict"].map(VERDICTS.index)
+        worst = parts.assign(place=places).sort_values(["place", "points_mean"]).iloc[0]
+        rows.append(
+            {
+                "Claim": f"{claim.key}. {claim.says}",
+                PAPER: number_cell(parts[name].min(skipna=False) for name in DATASETS),
+                "Decided here by": _comparison(worst),
+                "Advantage (points)": _advantage(worst, "points"),
+                "Verdict": judge_all(parts["points_verdict"]),
+                "After Holm": judge_all(parts["points_holm_verdict"]),
+                "Verdict by NLL": judge_all(parts["nats_verdict"]),
+                "NLL after Holm": judge_all(parts["nats_holm_verdict"]),
+            }
+        )
+    return pd.DataFrame([*rows, _selection_row(selected)])
 
 
 def claims_markdown(
@@ -343,8 +318,7 @@ def claims_markdown(
     versions = ", ".join(f"{package} {version}" for package, version in made.items())
     seeds = sorted(scores["seed"].unique())
     uneven = scores.groupby("method")["seed"].nunique().min() < len(seeds)
-    claims = paper_claims(scores, _pool(selected), k)
-    table = compare_all(scores, claims)
+    table = compare_all(scores, paper_claims(scores, _pool(selected), k))
     family = {frozenset(pair) for pair in table.dropna(subset="points_p")[["first", "second"]].to_numpy()}
     labels = {method: label(method) for method in scores["method"]}
     parts = [
@@ -353,10 +327,10 @@ def claims_markdown(
         f"- Seeds: {', '.join(map(str, seeds))}{' (not of all methods)' if uneven else ''}\n"
         f"- Versions: {versions}\n",
         "## Claims\n",
-        text_table(_claims_text(claims, table, selected)),
+        text_table(claims_table(scores, selected, k)),
         READING.format(count=len(family)),
         "## Every comparison\n",
-        text_table(_comparisons_text(table, _accuracies(scores))),
+        text_table(comparisons_table(scores, selected, k)),
         "## The paper's tables, and ours\n",
         BESIDE,
     ]
@@ -364,58 +338,6 @@ def claims_markdown(
         parts += [f"### {heading}\n", text_table(beside)]
     parts += ["## All methods\n", text_table(results_table(scores, labels))]
     return "\n".join(parts)
-
-
-def strategy(selected: int, k: int) -> str:
-    """The method that distils from so many proxies a clip: UNIEGO itself, where it selects as many."""
-    return "uniego" if selected == k else f"top{selected}"
-
-
-def label(method: str) -> str:
-    """A method's name in tables; its key where it has no other."""
-    return LABELS.get(method, method)
-
-
-def _comparisons_text(table: pd.DataFrame, ours: Mapping[str, str]) -> pd.DataFrame:
-    """The text cells of `comparisons_table`, from `compare_all` and our accuracies."""
-    return pd.DataFrame(
-        {
-            "Claim": table["claim"],
-            "Comparison": [f"{label(r.first)} > {label(r.second)}" for r in table.itertuples()],
-            PAPER: [_paper_cell(r[name] for name in DATASETS) for _, r in table.iterrows()],
-            "Accuracy (%)": [
-                f"{ours.get(r.first, NOTHING)}, {ours.get(r.second, NOTHING)}" for r in table.itertuples()
-            ],
-            "Advantage (points)": [_advantage(r, "points") for _, r in table.iterrows()],
-            "Verdict": table["points_verdict"],
-            "After Holm": table["points_holm_verdict"],
-            "Advantage (nats)": [_advantage(r, "nats") for _, r in table.iterrows()],
-            "Verdict by NLL": table["nats_verdict"],
-            "NLL after Holm": table["nats_holm_verdict"],
-        }
-    )
-
-
-def _claims_text(claims: Iterable[Claim], table: pd.DataFrame, selected: pd.DataFrame) -> pd.DataFrame:
-    """The text cells of `claims_table`, from the claims and their `compare_all`."""
-    rows = []
-    for claim in claims:
-        parts = table[table["claim"] == claim.key]
-        gravity = parts["points_verdict"].map(GRAVITY.index)
-        worst = parts.assign(gravity=gravity).sort_values(["gravity", "points_mean"]).iloc[0]
-        rows.append(
-            {
-                "Claim": f"{claim.key}. {claim.says}",
-                PAPER: _paper_cell(parts[name].min(skipna=False) for name in DATASETS),
-                "Decided here by": f"{label(worst['first'])} > {label(worst['second'])}",
-                "Advantage (points)": _advantage(worst, "points"),
-                "Verdict": judge_all(parts["points_verdict"]),
-                "After Holm": judge_all(parts["points_holm_verdict"]),
-                "Verdict by NLL": judge_all(parts["nats_verdict"]),
-                "NLL after Holm": judge_all(parts["nats_holm_verdict"]),
-            }
-        )
-    return pd.DataFrame([*rows, _selection_row(selected)])
 
 
 def _pool(selected: pd.DataFrame) -> list[str]:
@@ -428,22 +350,16 @@ def _pool(selected: pd.DataFrame) -> list[str]:
     return proxies
 
 
-def _accuracies(scores: pd.DataFrame) -> dict[str, str]:
-    """Method -> "55.4 ± 1.1", of test accuracy over seeds."""
-    return {row.method: spread(row.top1, row.top1_sd, 1) for row in summarise(scores).itertuples()}
+def _comparison(row: pd.Series) -> str:
+    return f"{label(row['first'])} > {label(row['second'])}"
 
 
 def _advantage(row: pd.Series, unit: str) -> str:
     """Mean, interval, and in how many seeds it is positive."""
     if row[f"{unit}_verdict"] == NOT_MEASURED:
         return NOT_RUN
-    digits, low, high = UNITS[unit], row[f"{unit}_low"], row[f"{unit}_high"]
-    limits = "" if pd.isna(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"{row[f'{unit}_mean']:+.{digits}f}{limits}, {row[f'{unit}_positive']}"
-
-
-def _paper_cell(values: Iterable[float], form: str = "+.1f") -> str:
-    return ", ".join(NOTHING if pd.isna(value) else format(value, form) for value in values)
+    difference = {name: row[f"{unit}_{name}"] for name in ("mean", "low", "high")}
+    return f"{gain(difference, UNITS[unit])}, {row[f'{unit}_positive']}"
 
 
 def _selection_row(selected: pd.DataFrame) -> dict[str, str]:
@@ -463,42 +379,9 @@ def _selection_row(selected: pd.DataFrame) -> dict[str, str]:
         printed[place] = 100 * rates.groupby("proxy")["rate"].mean().min()
     return {
         "Claim": "7. Every proxy is selected sometimes (Tables 11, 12; least share, %)",
-        PAPER: _paper_cell(printed, ".1f"),
+        PAPER: number_cell(printed, ".1f"),
         "Decided here by": label(least),
         "Advantage (points)": f"{spread(shares[least].mean(), shares[least].std(), 1)} % of training clips",
         "Verdict": verdict,
         **dict.fromkeys(("After Holm", "Verdict by NLL", "NLL after Holm"), NOTHING),
     }
-
-
-def _beside(
-    table: pd.DataFrame, ours: Mapping[str, str], more: Iterable[str] = (), missing: str = NOT_RUN
-) -> pd.DataFrame:
-    """A table of the paper, one row a method, with our accuracies; `more` methods are not in the paper."""
-    words = [name for name in table if name not in ("dataset", "method", "metric", "value")]
-    values = table.set_index(["method", "dataset"])["value"]
-    datasets = [name for name in DATASETS if name in set(table["dataset"])]
-    rows = []
-    for row in table.drop_duplicates("method").to_dict("records"):
-        shown = {WORDS.get(name, name.capitalize()): MARKS.get(row[name], row[name]) for name in words}
-        shown["Ours (%)"] = ours.get(row["method"], missing)
-        shown |= {f"Paper, {DATASETS[name]}": f"{values[row['method'], name]:.1f}" for name in datasets}
-        rows.append(shown)
-    rows += [{"Method": label(method), "Ours (%)": ours.get(method, NOT_RUN)} for method in more]
-    return pd.DataFrame(rows).fillna(NOTHING)
-
-
-def _starts_beside(ours: Mapping[str, str]) -> pd.DataFrame:
-    """Table 10, of which Table 7 is the part after SPD, and the starts that the paper does not have."""
-    table, printed = paper_table(10), paper_top1()
-    names = dict(zip(table["method"], table["name"], strict=True))
-    rows = []
-    for start in (*dict.fromkeys(table.loc[table["spd"] == "before", "method"]), *OTHER_STARTS):
-        methods = {"before": start, "after": STARTS.get(start, f"after_{start}")}
-        row = {"Start": names.get(start, label(start))}
-        row |= {f"Ours, {moment} (%)": ours.get(method, NOT_RUN) for moment, method in methods.items()}
-        for name in dict.fromkeys(table["dataset"]):
-            for moment, method in methods.items():
-                row[f"{DATASETS[name]}, {moment}"] = _paper_cell([printed.get((name, method))], ".1f")
-        rows.append(row)
-    return pd.DataFrame(rows)

@@ -1,30 +1,17 @@
-"""From run folders to tables over seeds, and to one page that a person reads."""
+"""From run folders to tables over seeds."""
 
-import base64
-import html
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
 from uniego_utils.experiment import Experiment
-from uniego_utils.pipeline.runner import execution_of
-from uniego_utils.runs import FINISHED, is_finished, write_text
+from uniego_utils.runs import FINISHED, is_finished
 from uniego_utils.training import read_metrics
 
 CONFIDENCE = 0.95
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}img{max-width:100%;height:auto}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
-td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}.note{color:#555}
-.missing{border-left:4px solid #c33;padding-left:.6rem}
-a{color:#05a}summary{cursor:pointer}
-"""
 
 
 def collect(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
@@ -82,7 +69,7 @@ def collect_doses(folders: Mapping[int, Path], methods: Iterable[str]) -> pd.Dat
         folders: seed -> its folder, which need not be there; no rows where none is.
         methods: in the order that figures keep.
     """
-    found = [
+    rows = [
         {
             "dose": int(path.parent.name.removeprefix("dose")),
             "method": name,
@@ -94,7 +81,7 @@ def collect_doses(folders: Mapping[int, Path], methods: Iterable[str]) -> pd.Dat
         for path in folder.glob(f"dose*/{name}")
         if is_finished(path)
     ]
-    return pd.DataFrame(found)
+    return pd.DataFrame(rows)
 
 
 def metrics_table(
@@ -147,21 +134,21 @@ def gains_table(
     labels: Mapping[str, str],
     metrics: Iterable[str],
     digits: int,
-    of: str = "uniego",
+    first: str = "uniego",
 ) -> pd.DataFrame:
-    """`of` minus every other method of `metrics_table`, paired by seed: mean and 95 % interval, per head.
+    """`first` minus every other method of `metrics_table`, paired by seed: mean and 95 % interval, per head.
 
     Returns:
-        Text cells; no rows where no file has `of`.
+        Text cells; no rows where no file has `first`.
     """
     ours = _test_rows(files)
-    if ours.empty or of not in set(ours["method"]):
+    if ours.empty or first not in set(ours["method"]):
         return pd.DataFrame()
     parts = []
-    for head, own in ours.groupby("head", sort=False) if "head" in ours else [(None, ours)]:
-        gains = {metric: paired_differences(own, of, metric).set_index("method") for metric in metrics}
-        methods = [method for method in dict.fromkeys(own["method"]) if method != of]
-        cells = {f"{labels[of]} minus": [labels[method] for method in methods]}
+    for head, rows in ours.groupby("head", sort=False) if "head" in ours else [(None, ours)]:
+        gains = {metric: paired_differences(rows, first, metric).set_index("method") for metric in metrics}
+        methods = [method for method in dict.fromkeys(rows["method"]) if method != first]
+        cells = {f"{labels[first]} minus": [labels[method] for method in methods]}
         cells |= {} if head is None else {"Head": head}
         for metric, table in gains.items():
             cells[metric] = [gain(table.loc[method], digits) for method in methods]
@@ -217,7 +204,7 @@ def spread(mean: float, sd: float, digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
 
 
-def gain(difference: pd.Series, digits: int) -> str:
+def gain(difference: Mapping[str, float], digits: int) -> str:
     """ "+1.3 [+0.5, +2.1]" of a row of `paired_differences`; without the interval where there is none."""
     low, high = difference["low"], difference["high"]
     limits = "" if pd.isna(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
@@ -242,12 +229,12 @@ def finished_seeds(experiment: Experiment) -> list[int]:
     names = [
         path.parents[1].name for path in (experiment.outputs / "04_spd").glob(f"seed*/uniego/{FINISHED}")
     ]
-    found = [re.fullmatch(rf"seed(\d+){re.escape(suffix)}", name) for name in names]
-    if not any(found):
+    matches = [re.fullmatch(rf"seed(\d+){re.escape(suffix)}", name) for name in names]
+    if not any(matches):
         raise FileNotFoundError(
             f"no finished seed in {experiment.outputs / '04_spd'}; run notebooks 00 to 04 first"
         )
-    return sorted(int(match[1]) for match in found if match)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
@@ -273,14 +260,14 @@ def summarise(scores: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     ).reset_index()
 
 
-def paired_differences(scores: pd.DataFrame, of: str, column: str) -> pd.DataFrame:
-    """`of` minus every other method, seed by seed: mean, sd, 95 % interval, in how many seeds positive."""
+def paired_differences(scores: pd.DataFrame, first: str, column: str) -> pd.DataFrame:
+    """`first` minus every other method, seed by seed: mean, sd, 95 % interval, in how many seeds positive."""
     wide = scores.pivot(index="seed", columns="method", values=column)
     rows = []
     for method in dict.fromkeys(scores["method"]):
-        if method == of:
+        if method == first:
             continue
-        difference = (wide[of] - wide[method]).dropna()  # seeds that both have
+        difference = (wide[first] - wide[method]).dropna()  # seeds that both have
         low, high = interval(difference)
         rows.append(
             {
@@ -295,22 +282,24 @@ def paired_differences(scores: pd.DataFrame, of: str, column: str) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def results_table(scores: pd.DataFrame, labels: Mapping[str, str], of: str = "uniego") -> pd.DataFrame:
+def results_table(scores: pd.DataFrame, labels: Mapping[str, str], first: str = "uniego") -> pd.DataFrame:
     """The table that the README and the report show, as text cells."""
     summary = summarise(scores)
-    top1 = paired_differences(scores, of, "test_top1").set_index("method")
-    nll = paired_differences(scores, of, "test_nll").set_index("method")
+    top1 = paired_differences(scores, first, "test_top1").set_index("method")
+    nll = paired_differences(scores, first, "test_nll").set_index("method")
 
     def difference(table: pd.DataFrame, method: str, digits: int) -> str:
-        return "" if method == of else gain(table.loc[method], digits)
+        return "" if method == first else gain(table.loc[method], digits)
 
     return pd.DataFrame(
         {
             "Method": [labels[method] for method in summary["method"]],
             "Accuracy (%)": [spread(r.top1, r.top1_sd, 1) for r in summary.itertuples()],
             "NLL (nats)": [spread(r.nll, r.nll_sd, 3) for r in summary.itertuples()],
-            f"{labels[of]} minus it (points)": [difference(top1, method, 1) for method in summary["method"]],
-            f"{labels[of]} minus it (NLL)": [difference(nll, method, 3) for method in summary["method"]],
+            f"{labels[first]} minus it (points)": [
+                difference(top1, method, 1) for method in summary["method"]
+            ],
+            f"{labels[first]} minus it (NLL)": [difference(nll, method, 3) for method in summary["method"]],
         }
     )
 
@@ -325,70 +314,3 @@ def text_table(table: pd.DataFrame) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines) + "\n"
-
-
-def render_notebooks(executed: Path, folder: Path) -> dict[str, Path]:
-    """The notebooks that the pipeline has run as HTML pages in `folder`; of several seeds the first.
-
-    Formulas are drawn where there is a network; everything else is in the pages.
-
-    Returns:
-        Notebook name -> its page, in the order of numbers; empty where the pipeline has run nothing.
-    """
-    from nbconvert import HTMLExporter  # imported late: 1 s that tables need not wait for
-
-    names = sorted({path.name for path in executed.rglob("[0-9][0-9]_*.ipynb") if path.stem.count(".") == 0})
-    pages = {}
-    for name in names:
-        path = execution_of(name, executed)
-        if path is not None:
-            page = folder / f"{path.stem}.html"
-            write_text(page, HTMLExporter(template_name="lab").from_filename(str(path))[0])
-            pages[path.stem] = page
-    return pages
-
-
-def write_page(
-    path: Path,
-    title: str,
-    sections: Sequence[tuple[str, str, pd.DataFrame | Path | str]],
-    pages: Mapping[str, Path] | None = None,
-) -> None:
-    """One self-contained HTML page: pictures are embedded, nothing is fetched, it reads on a phone.
-
-    Args:
-        sections: (heading, sentence, content): a table, a PNG's path, or text on how to make what is missing.
-        pages: other pages to link, by what to call them.
-    """
-    contents = [
-        f"<li><a href='#s{number}'>{html.escape(heading)}</a></li>"
-        for number, (heading, *_) in enumerate(sections)
-    ]
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<details><summary>Contents</summary><ul>{''.join(contents)}</ul></details>",
-    ]
-    if pages:
-        links = [
-            f"<a href='{html.escape(os.path.relpath(page, path.parent))}'>{html.escape(name)}</a>"
-            for name, page in pages.items()
-        ]
-        parts.append(f"<p>The notebooks as they ran: {' · '.join(links)}</p>")
-    for number, (heading, sentence, content) in enumerate(sections):
-        parts.append(
-            f"<h2 id='s{number}'>{html.escape(heading)}</h2><p class='note'>{html.escape(sentence)}</p>"
-        )
-        if isinstance(content, pd.DataFrame):
-            table = content.to_html(index=False, border=0, na_rep="")
-            parts.append(f"<div class='scroll'>{table}</div>")
-        elif isinstance(content, str):
-            parts.append(f"<p class='missing'>{html.escape(content)}</p>")
-        else:
-            picture = base64.b64encode(content.read_bytes()).decode()
-            parts.append(f"<img alt='{html.escape(heading)}' src='data:image/png;base64,{picture}'>")
-    head = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-    )
-    write_text(path, head + "\n".join(parts) + "</body></html>\n")
