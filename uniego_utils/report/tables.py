@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from uniego_utils.experiment import Experiment
-from uniego_utils.pipeline.runner import execution_of
+from uniego_utils.pipeline.ship import execution_of
 from uniego_utils.runs import FINISHED, is_finished, write_text
 from uniego_utils.training import read_metrics
 
