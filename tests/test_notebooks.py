@@ -14,23 +14,21 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from nbformat.v4 import new_code_cell
 
 from uniego_utils.parameters import check_value
-from uniego_utils.pipeline.runner import MAX_SHIPPED_BYTES, run_notebook
+from uniego_utils.pipeline.notebooks import NOTEBOOKS, declared_parameters
+from uniego_utils.pipeline.runner import run_notebook
+from uniego_utils.pipeline.ship import MAX_SHIPPED_BYTES
 
 PROJECT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+PATHS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 DATASET = "mocap"
-STUDIES = ("12_ablation", "13_reliability", "14_poor_teachers", "15_projection", "16_unlabelled")
-ANALYSES = ("06_segmentation", "07_cka", "08_gradient_conflict", "09_proxy_selection", "11_loss_landscape")
-STUDENTS = ("02_proxy", "03_merging", "04_spd", *STUDIES)
 # Folders of a machine, not of this project; the lookbehind spares URLs and relative paths.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~}])(/(home|Users|root|tmp|var|mnt|opt|srv|work)/\w|[A-Z]:\\\\)")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_first_screen(path):
     opening, parameters, *rest = nbformat.read(path, as_version=4).cells
     assert opening.source.startswith(f"# {path.stem[:2]} · ")
@@ -59,7 +57,7 @@ def check_parameters(source: str) -> None:
         assert statement.end_lineno in commented, f"no comment: {text}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_is_shipped_with_outputs_and_without_this_machine(path):
     assert path.stat().st_size <= MAX_SHIPPED_BYTES
     cells = nbformat.read(path, as_version=4).cells
@@ -79,46 +77,29 @@ def test_is_shipped_with_outputs_and_without_this_machine(path):
             assert found is None and str(PROJECT) not in text, f"a path of one machine in: {text[:300]}"
 
 
-def test_the_pipeline_takes_its_teachers_from_the_card(tmp_path):
-    settings = [f"outputs={tmp_path}", f"dataset={DATASET}", "seeds=[0,3]"]
-    command = ["-m", "snakemake", "--profile", "profiles/default", "--dry-run", "--quiet", "reason"]
-    ended = subprocess.run(
-        [sys.executable, *command, "--config", *settings], cwd=PROJECT, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    teachers = yaml.safe_load((PROJECT / "data_manifests" / f"{DATASET}.yaml").read_text())["teachers"]
-    for teacher in teachers:
-        assert f"01_teacher_extraction/{teacher}.ipynb" in ended.stdout + ended.stderr
-    assert "seed3/04_spd.ipynb" in ended.stdout + ended.stderr
-
-
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
     """The outputs folder of the whole pipeline, run once with the preset `smoke`."""
     folder = tmp_path_factory.mktemp("suite") / "outputs"
-    run_in(folder, "00_data")
-    run_in(folder, "01_teacher_extraction", teacher="each")
-    run_in(folder, "02_proxy", teacher="each")
-    run_in(folder, "03_merging")
-    run_in(folder, "04_spd")
-    for later in ("05_retrieval", *ANALYSES, *STUDIES):
-        run_in(folder, later)
-    run_in(folder, "10_report", seeds=[0])
+    for notebook in NOTEBOOKS:
+        run_in(folder, notebook.name)
     return folder
 
 
-def run_in(outputs: Path, name: str, **parameters: object) -> Path:
+def run_in(outputs: Path, name: str) -> Path:
     """Run a notebook small, with everything written below `outputs`; returns the executed notebook."""
-    common = {"dataset": DATASET, "preset": "smoke", "outputs": str(outputs), "interactive": False}
-    seed = {} if "seeds" in parameters else {"seed": 0}
+    small = {"dataset": DATASET, "preset": "smoke", "seed": 0, "seeds": [0], "teacher": "each"}
+    small |= {"outputs": str(outputs), "interactive": False}
     out = outputs / DATASET / "notebooks" / f"{name}.ipynb"
     notebook = PROJECT / "notebooks" / f"{name}.ipynb"
-    return run_notebook(notebook, out, {**common, **seed, **parameters}, threads=1, timeout=600)
+    declared = declared_parameters(notebook)
+    parameters = {name: value for name, value in small.items() if name in declared}
+    return run_notebook(notebook, out, parameters, threads=1, timeout=600)
 
 
 def test_pipeline(outputs):
     executed = sorted((outputs / DATASET / "notebooks").iterdir())
-    assert [path.name for path in executed] == [path.name for path in NOTEBOOKS]
+    assert [path.name for path in executed] == [path.name for path in PATHS]
     report = outputs / DATASET / "10_report"
     assert (report / "results.txt").read_text().strip()
     page = (report / "index.html").read_text()
@@ -173,7 +154,7 @@ def test_papermill_with_a_value_of_another_type_is_refused(outputs, tmp_path):
 
 def test_nbval_on_the_notebooks_as_shipped(outputs, tmp_path):
     small = f"preset = 'smoke'\noutputs = {str(outputs)!r}\ninteractive = False"
-    for path in NOTEBOOKS:
+    for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
         notebook.cells.insert(2, new_code_cell(small))  # nbval has no parameters
         nbformat.write(notebook, tmp_path / path.name)

@@ -5,7 +5,9 @@ python -m uniego_utils.pipeline.ship outputs/mocap/notebooks notebooks
 
 import argparse
 import copy
+import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
