@@ -13,6 +13,7 @@ import tokenize
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell
 
@@ -20,6 +21,7 @@ from uniego_utils.parameters import check_value
 from uniego_utils.pipeline.notebooks import NOTEBOOKS, declared_parameters
 from uniego_utils.pipeline.runner import run_notebook
 from uniego_utils.pipeline.ship import MAX_SHIPPED_BYTES
+from uniego_utils.runs import FINISHED
 
 PROJECT = Path(__file__).parents[1]
 PATHS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -109,19 +111,6 @@ def test_pipeline(outputs):
     assert not leftovers
 
 
-def test_rerun_reuses_finished_runs(outputs):
-    before = {
-        path: (path.stat().st_mtime_ns, path.read_bytes())
-        for name in STUDENTS
-        for pattern in ("metrics.json", "model.safetensors")
-        for path in (outputs / DATASET / name).rglob(pattern)
-    }
-    assert before
-    for name in STUDENTS:
-        run_in(outputs, name)
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
-
-
 def test_plain_papermill_from_another_folder(outputs, tmp_path):
     command = ["-m", "papermill", PROJECT / "notebooks" / "04_spd.ipynb", "out.ipynb", "--no-progress-bar"]
     parameters = ["-p", "preset", "smoke", "-p", "outputs", outputs]
@@ -152,7 +141,30 @@ def test_papermill_with_a_value_of_another_type_is_refused(outputs, tmp_path):
     assert "parameter methods should be a list of str (list[str]), got 'uniego'" in ended.stderr
 
 
-def test_nbval_on_the_notebooks_as_shipped(outputs, tmp_path):
+def test_snakemake_measures_what_it_runs(outputs):
+    command = ["-m", "snakemake", "--profile", "profiles/default", "--until", "00_data"]
+    settings = ["--config", f"outputs={outputs}", f"dataset={DATASET}", "preset=smoke"]
+    ended = subprocess.run([sys.executable, *command, *settings], cwd=PROJECT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    taken = pd.read_csv(outputs / DATASET / "benchmarks" / "00_data.tsv", sep="\t").iloc[0]
+    assert taken["s"] > 0
+    assert 20 < taken["max_rss"] < 100_000
+    again = subprocess.run(
+        [sys.executable, *command, "--dry-run", *settings], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert "Nothing to be done" in again.stderr + again.stdout
+
+
+def files_of_finished_runs(outputs: Path) -> dict[Path, tuple[int, bytes]]:
+    """The time and content of scores and weights in every finished run folder."""
+    folders = [marker.parent for marker in outputs.rglob(FINISHED)]
+    paths = [folder / name for folder in folders for name in ("metrics.json", "model.safetensors")]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths if path.is_file()}
+
+
+def test_nbval_on_the_notebooks_as_shipped_which_reuse_finished_runs(outputs, tmp_path):
+    before = files_of_finished_runs(outputs)
+    assert before
     small = f"preset = 'smoke'\noutputs = {str(outputs)!r}\ninteractive = False"
     for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
@@ -162,6 +174,7 @@ def test_nbval_on_the_notebooks_as_shipped(outputs, tmp_path):
     options += ["-c", os.devnull, tmp_path]
     ended = subprocess.run([sys.executable, "-m", "pytest", *options], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-6000:]
+    assert files_of_finished_runs(outputs).items() >= before.items(), "a finished run was made again"
 
 
 def test_ci_runs_what_the_readme_says():
