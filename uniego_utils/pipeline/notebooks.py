@@ -1,6 +1,6 @@
 """The list of notebooks, from which the pipeline's rules and their resources follow.
 
-To add a notebook, add the ipynb and a line to `NOTEBOOKS`.
+To add a notebook, write the ipynb and add a line above the report.
 """
 
 import os
@@ -90,7 +90,7 @@ def declared_parameters(notebook: str | Path) -> dict[str, str]:
 def sources_of(notebook: str | Path) -> list[str]:
     """This package's files that a notebook uses, directly or not; relative to the working folder."""
     root = Path(__file__).parents[2]
-    found: set[Path] = set()
+    sources: set[Path] = set()
     queue = [Path(notebook)]
     while queue:
         text = queue.pop().read_text(encoding="utf-8")
@@ -98,7 +98,7 @@ def sources_of(notebook: str | Path) -> list[str]:
             place = root / module.replace(".", "/")
             files = {place.with_suffix(".py"), place / "__init__.py"}
             files |= {place / f"{name}.py" for name in re.findall(r"\w+", names)}
-            new = {file for file in files if file.is_file()} - found
-            found |= new
+            new = {file for file in files if file.is_file()} - sources
+            sources |= new
             queue += new
-    return sorted(os.path.relpath(path) for path in found)
+    return sorted(os.path.relpath(path) for path in sources)

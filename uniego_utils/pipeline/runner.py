@@ -261,7 +261,8 @@ def summary(report_dir: str | Path) -> str:
     for path in sorted(folder.rglob("*.tsv"), key=lambda path: path.stat().st_mtime):
         record = pd.read_csv(path, sep="\t").iloc[0]
         name = str(path.relative_to(folder).with_suffix(""))
-        rows.append((name, record["s"], record["max_rss"] * 2**20 / 1e9))  # MiB to GB
+        mebibytes = record["max_pss"] or record["max_rss"]  # shared memory counted once; macOS has no PSS
+        rows.append((name, record["s"], mebibytes * 2**20 / 1e9))
     width = max([len(name) for name, _, _ in rows], default=0)
     lines = [f"{'notebook':{width}}  seconds  peak memory"]
     lines += [f"{name:{width}}  {seconds:7.1f}  {memory:8.1f} GB" for name, seconds, memory in rows]
