@@ -63,7 +63,7 @@ lab: .venv/ready
 	$(BIN)/jupyter lab notebooks
 
 notebooks: .venv/ready
-	$(BIN)/python -m uniego_utils.pipeline.runner ship $(OUTPUTS)/$(DATASET)/notebooks notebooks
+	$(BIN)/python -m uniego_utils.pipeline.ship $(OUTPUTS)/$(DATASET)/notebooks notebooks
 	@mkdir -p docs/figures docs/results
 	cp $(addprefix $(OUTPUTS)/$(DATASET)/,00_data/clip.jpg 01_teacher_extraction/probe.png 10_report/results.png \
 		10_report/before_after.png 10_report/doses.png 06_segmentation/seed0/barcodes.png 07_cka/seed0/cka.png \

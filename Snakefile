@@ -1,58 +1,74 @@
-# The notebooks as rules. Only executed notebooks and the page are declared as outputs: Snakemake deletes the declared
-# outputs of killed jobs, and the run folders hold the checkpoints to resume from. `params` carries every parameter, because
-# only what stands there is noticed when it changes.
+# The notebooks as rules, one for each line of the list in uniego_utils/pipeline/notebooks.py. Only executed notebooks
+# and the page are declared as outputs: Snakemake deletes the declared outputs of killed jobs, and the run folders hold the
+# checkpoints to resume from. `params` carries every parameter, because only what stands there is noticed when it changes.
+import shlex
 import sys
+from dataclasses import replace
 
 from uniego_utils.cards import load_card
-from uniego_utils.pipeline.runner import sources_of, visible_gpus
+from uniego_utils.pipeline.notebooks import (
+    EACH_TEACHER, ONCE, REPORT, declared_parameters, notebooks_to_run, sources_of
+)
 
 DATASET = config.get("dataset", "mocap")
-PRESET = config.get("preset") or ""  # the card's first
-SEEDS = config.get("seeds", [0])
-FULL = bool(config.get("full"))  # the ablations and analyses as well: `make study`
 OUTPUTS = config.get("outputs", "outputs")
-DATA_ROOT = config.get("data_root") or ""  # of videos and official annotations
-USABLE = "-p allow_missing {} -p skeletons '{}'".format(
-    float(config.get("allow_missing") or 0), config.get("skeletons") or ""
-)
-WEIGHTS = "-p weights '{}'".format(config.get("weights") or "")  # a local folder of pretrained weights
-
-CARD = [f"data_manifests/{DATASET}.yaml", *sorted(map(str, Path("data_manifests", "shared").glob("*.yaml")))]
-CONTENT = load_card(DATASET)
-TEACHERS = list(CONTENT.teachers)
-
+SEEDS = [int(seed) for seed in config.get("seeds", [0])]  # Snakemake takes a list of text from the command line
+CARD = load_card(DATASET)
+TEACHERS = list(CARD.teachers)
+NOTEBOOKS = notebooks_to_run(study=bool(config.get("full")), segments=bool(CARD.segments))
+DATASET_FILES = [
+    f"data_manifests/{DATASET}.yaml",
+    *sorted(map(str, Path("data_manifests", "shared").glob("*.yaml"))),
+    *sorted(map(str, Path("data_manifests", DATASET).glob("*.npz"))),
+]
 DONE = f"{OUTPUTS}/{DATASET}/notebooks"  # executed notebooks
 PAGE = f"{OUTPUTS}/{DATASET}/10_report/index.html"
-COMMON = f"-p dataset {DATASET} -p preset '{PRESET}' -p outputs '{OUTPUTS}' -p data_root '{DATA_ROOT}' -p interactive false"
-GPU = min(1, len(visible_gpus()))
-STUDENT_THREADS = 2 if len(SEEDS) == 1 else 1  # several seeds run beside each other instead
-FEW = SEEDS[:3]
-LATER = {  # after Level II; notebook: the one it needs, the seeds it is run for, its priority
-    "05_retrieval": ("04_spd", SEEDS, 35),
-    "07_cka": ("04_spd", SEEDS, 35),
-    "08_gradient_conflict": ("04_spd", FEW, 30),
-    "09_proxy_selection": ("04_spd", FEW, 30),
-    "11_loss_landscape": ("04_spd", FEW, 30),
-}
-if CONTENT.segments:
-    LATER["06_segmentation"] = ("04_spd", FEW, 30)
-if FULL:
-    LATER |= {
-        "12_ablation": ("04_spd", SEEDS, 25),
-        "13_reliability": ("04_spd", FEW, 15),
-        "14_poor_teachers": ("13_reliability", FEW, 5),
-        "15_projection": ("02_proxy", FEW, 10),
-        "16_unlabelled": ("04_spd", SEEDS, 20),
-    }
+BENCHMARKS = f"{OUTPUTS}/{DATASET}/benchmarks"  # seconds and memory of each
 RUN = (
     f"exec {sys.executable} -m uniego_utils.pipeline.runner run {{input.notebook}} {{output}} {{params}}"
     " --threads {threads} --gpus {resources.gpu}"
 )
+VALUES = {  # of parameters, for every notebook that has them
+    "dataset": DATASET,
+    "preset": config.get("preset") or "",  # "": the card's first
+    "outputs": OUTPUTS,
+    "data_root": config.get("data_root") or "",  # of videos and official annotations
+    "weights": config.get("weights") or "",  # a local folder of pretrained weights
+    "allow_missing": float(config.get("allow_missing") or 0),
+    "skeletons": config.get("skeletons") or "",
+    "seeds": SEEDS,
+    "interactive": "false",
+}
 
 
-def takes_weights(notebook):
-    """Whether a notebook has the parameter `weights`."""
-    return "weights: str" in Path("notebooks", f"{notebook}.ipynb").read_text(encoding="utf-8")
+def parameters(notebook):
+    """The runner's arguments that set a notebook's parameters."""
+    given = {name: VALUES[name] for name in declared_parameters(source(notebook)) if name in VALUES}
+    if notebook.per_seed:
+        given["seed"] = "{seed}"  # Snakemake's wildcards
+    if notebook.runs == EACH_TEACHER:
+        given["teacher"] = "{teacher}"
+    return " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in given.items())
+
+
+def source(notebook):
+    """The notebook as it is written, not executed."""
+    return f"notebooks/{notebook.name}.ipynb"
+
+
+def place(notebook):
+    """Where an execution lies below `DONE`, without its extension."""
+    if notebook.per_seed:
+        return f"seed{{seed}}/{notebook.name}"
+    return f"{notebook.name}/{{teacher}}" if notebook.runs == EACH_TEACHER else notebook.name
+
+
+def executed(notebook, reader):
+    """The executed notebooks that `reader` waits for: of its seed where it has one, otherwise of all seeds."""
+    path = f"{DONE}/{place(notebook)}.ipynb"
+    if notebook.runs == EACH_TEACHER:  # only the report shows the comparison of all teachers
+        return f"{DONE}/{notebook.name}.ipynb" if reader is REPORT else expand(path, teacher=TEACHERS)
+    return expand(path, seed=notebook.seeds(SEEDS)) if notebook.per_seed and not reader.per_seed else path
 
 
 wildcard_constraints:
@@ -70,155 +86,41 @@ rule all:
         PAGE,
 
 
-rule data:
-    input:
-        CARD,
-        sources_of("notebooks/00_data.ipynb"),
-        notebook="notebooks/00_data.ipynb",
-        motions=sorted(str(path) for path in Path("data_manifests", DATASET).glob("*.npz")),
-    output:
-        f"{DONE}/00_data.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS} {USABLE} -p seed 0",
-    threads: 2
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
+# What is run for each teacher is run once more to compare them; it reuses what is finished.
+COMPARISONS = [
+    replace(each, runs=ONCE, needs=(each.name,), gpu=0) for each in NOTEBOOKS if each.runs == EACH_TEACHER
+]
 
-
-rule teacher:
-    input:
-        CARD,
-        rules.data.output,
-        sources_of("notebooks/01_teacher_extraction.ipynb"),
-        notebook="notebooks/01_teacher_extraction.ipynb",
-    output:
-        f"{DONE}/01_teacher_extraction/{{teacher}}.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS} -p seed 0",
-        lambda wildcards: f"-p teacher {wildcards.teacher}",
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
-
-
-# Reuses the finished teachers and compares them.
-rule teachers:
-    input:
-        expand(rules.teacher.output, teacher=TEACHERS),
-        notebook="notebooks/01_teacher_extraction.ipynb",
-    output:
-        f"{DONE}/01_teacher_extraction.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS} -p seed 0 -p teacher each",
-    resources:
-        gpu=0,
-    shell:
-        RUN
-
-
-rule proxies:
-    input:
-        CARD,
-        expand(rules.teacher.output, teacher=TEACHERS),
-        sources_of("notebooks/02_proxy.ipynb"),
-        notebook="notebooks/02_proxy.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/02_proxy.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS} -p teacher each",
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    threads: STUDENT_THREADS
-    priority: 40
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
-
-
-rule merging:
-    input:
-        CARD,
-        rules.proxies.output,
-        sources_of("notebooks/03_merging.ipynb"),
-        notebook="notebooks/03_merging.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/03_merging.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS}",
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    threads: STUDENT_THREADS
-    priority: 40
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
-
-
-rule spd:
-    input:
-        CARD,
-        rules.merging.output,
-        sources_of("notebooks/04_spd.ipynb"),
-        notebook="notebooks/04_spd.ipynb",
-    output:
-        f"{DONE}/seed{{seed}}/04_spd.ipynb",
-    params:
-        COMMON,
-        lambda wildcards: f"-p seed {wildcards.seed}",
-    threads: STUDENT_THREADS
-    priority: 40
-    resources:
-        gpu=GPU,
-    shell:
-        RUN
-
-
-for study, (needed, _, urgency) in LATER.items():
+for notebook in (*NOTEBOOKS, *COMPARISONS):
 
     rule:
         name:
-            study
+            notebook.name + ("_each" if notebook.runs == EACH_TEACHER else "")
         input:
-            CARD,
-            f"{DONE}/seed{{seed}}/{needed}.ipynb",
-            sources_of(f"notebooks/{study}.ipynb"),
-            notebook=f"notebooks/{study}.ipynb",
+            DATASET_FILES,
+            sources_of(source(notebook)),
+            [executed(needed, notebook) for needed in NOTEBOOKS if needed.name in notebook.needs],
+            notebook=source(notebook),
         output:
-            f"{DONE}/seed{{seed}}/{study}.ipynb",
+            f"{DONE}/{place(notebook)}.ipynb",
+        benchmark:
+            f"{BENCHMARKS}/{place(notebook)}.tsv"
         params:
-            f"{COMMON} {WEIGHTS}" if takes_weights(study) else COMMON,
-            lambda wildcards: f"-p seed {wildcards.seed}",
-        priority: urgency
+            parameters(notebook),
+        threads: 1 if notebook.per_seed and len(SEEDS) > 1 else notebook.threads
+        priority: notebook.priority
         resources:
-            gpu=GPU,
+            gpu=notebook.gpu,
+            mem_mb=notebook.mem_mb,
+            runtime=notebook.minutes,
         shell:
             RUN
-
-
-rule report:
-    input:
-        CARD,
-        rules.teachers.output,
-        [f"{DONE}/seed{seed}/{study}.ipynb" for study, (_, seeds, _) in LATER.items() for seed in seeds],
-        sources_of("notebooks/10_report.ipynb"),
-        notebook="notebooks/10_report.ipynb",
-    output:
-        f"{DONE}/10_report.ipynb",
-    params:
-        f"{COMMON} {WEIGHTS} -p seeds '{SEEDS}'",
-    resources:
-        gpu=0,
-    shell:
-        RUN
 
 
 rule page:
     input:
         "uniego_utils/report/page.py",
-        notebook=rules.report.output,
+        notebook=f"{DONE}/{REPORT.name}.ipynb",
     output:
         PAGE,
     shell:

@@ -13,25 +13,25 @@ import tokenize
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
-import yaml
 from nbformat.v4 import new_code_cell
 
 from uniego_utils.parameters import check_value
-from uniego_utils.pipeline.runner import MAX_SHIPPED_BYTES, run_notebook
+from uniego_utils.pipeline.notebooks import NOTEBOOKS, declared_parameters
+from uniego_utils.pipeline.runner import run_notebook
+from uniego_utils.pipeline.ship import MAX_SHIPPED_BYTES
 from uniego_utils.report.page import main as make_page
+from uniego_utils.runs import FINISHED
 
 PROJECT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+PATHS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 DATASET = "mocap"
-STUDIES = ("12_ablation", "13_reliability", "14_poor_teachers", "15_projection", "16_unlabelled")
-ANALYSES = ("06_segmentation", "07_cka", "08_gradient_conflict", "09_proxy_selection", "11_loss_landscape")
-STUDENTS = ("02_proxy", "03_merging", "04_spd", *STUDIES)
 # Folders of a machine, not of this project; the lookbehind spares URLs and relative paths.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~}])(/(home|Users|root|tmp|var|mnt|opt|srv|work)/\w|[A-Z]:\\\\)")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_first_screen(path):
     opening, parameters, *rest = nbformat.read(path, as_version=4).cells
     assert opening.source.startswith(f"# {path.stem[:2]} · ")
@@ -60,7 +60,7 @@ def check_parameters(source: str) -> None:
         assert statement.end_lineno in commented, f"no comment: {text}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_is_shipped_with_outputs_and_without_this_machine(path):
     assert path.stat().st_size <= MAX_SHIPPED_BYTES
     cells = nbformat.read(path, as_version=4).cells
@@ -80,48 +80,30 @@ def test_is_shipped_with_outputs_and_without_this_machine(path):
             assert found is None and str(PROJECT) not in text, f"a path of one machine in: {text[:300]}"
 
 
-def test_the_pipeline_takes_its_teachers_from_the_card(tmp_path):
-    settings = [f"outputs={tmp_path}", f"dataset={DATASET}", "seeds=[0,3]"]
-    command = ["-m", "snakemake", "--profile", "profiles/default", "--dry-run", "--quiet", "reason"]
-    ended = subprocess.run(
-        [sys.executable, *command, "--config", *settings], cwd=PROJECT, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    teachers = yaml.safe_load((PROJECT / "data_manifests" / f"{DATASET}.yaml").read_text())["teachers"]
-    for teacher in teachers:
-        assert f"01_teacher_extraction/{teacher}.ipynb" in ended.stdout + ended.stderr
-    assert "seed3/04_spd.ipynb" in ended.stdout + ended.stderr
-    assert f"{tmp_path}/{DATASET}/10_report/index.html" in ended.stdout + ended.stderr
-
-
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
     """The outputs folder of the whole pipeline, run once with the preset `smoke`."""
     folder = tmp_path_factory.mktemp("suite") / "outputs"
-    run_in(folder, "00_data")
-    run_in(folder, "01_teacher_extraction", teacher="each")
-    run_in(folder, "02_proxy", teacher="each")
-    run_in(folder, "03_merging")
-    run_in(folder, "04_spd")
-    for later in ("05_retrieval", *ANALYSES, *STUDIES):
-        run_in(folder, later)
-    executed = run_in(folder, "10_report", seeds=[0])
-    make_page([str(executed), str(folder / DATASET / "10_report" / "index.html")])  # as the pipeline does
+    executed = {notebook.name: run_in(folder, notebook.name) for notebook in NOTEBOOKS}
+    page = folder / DATASET / "10_report" / "index.html"
+    make_page([str(executed["10_report"]), str(page)])  # as the pipeline does
     return folder
 
 
-def run_in(outputs: Path, name: str, **parameters: object) -> Path:
+def run_in(outputs: Path, name: str) -> Path:
     """Run a notebook small, with everything written below `outputs`; returns the executed notebook."""
-    common = {"dataset": DATASET, "preset": "smoke", "outputs": str(outputs), "interactive": False}
-    seed = {} if "seeds" in parameters else {"seed": 0}
+    small = {"dataset": DATASET, "preset": "smoke", "seed": 0, "seeds": [0], "teacher": "each"}
+    small |= {"outputs": str(outputs), "interactive": False}
     out = outputs / DATASET / "notebooks" / f"{name}.ipynb"
     notebook = PROJECT / "notebooks" / f"{name}.ipynb"
-    return run_notebook(notebook, out, {**common, **seed, **parameters}, threads=1, timeout=600)
+    declared = declared_parameters(notebook)
+    parameters = {name: value for name, value in small.items() if name in declared}
+    return run_notebook(notebook, out, parameters, threads=1, timeout=600)
 
 
 def test_pipeline(outputs):
     executed = sorted((outputs / DATASET / "notebooks").iterdir())
-    assert [path.name for path in executed] == [path.name for path in NOTEBOOKS]
+    assert [path.name for path in executed] == [path.name for path in PATHS]
     report = outputs / DATASET / "10_report"
     assert (report / "results.txt").read_text().strip()
     page = (report / "index.html").read_text()
@@ -129,19 +111,6 @@ def test_pipeline(outputs):
     assert not re.search(r"(src|href)=.(https?:)?//", page), "the page should need no network"
     leftovers = [path for path in outputs.rglob("*") if path.suffix in (".partial", ".pkl", ".pt")]
     assert not leftovers
-
-
-def test_rerun_reuses_finished_runs(outputs):
-    before = {
-        path: (path.stat().st_mtime_ns, path.read_bytes())
-        for name in STUDENTS
-        for pattern in ("metrics.json", "model.safetensors")
-        for path in (outputs / DATASET / name).rglob(pattern)
-    }
-    assert before
-    for name in STUDENTS:
-        run_in(outputs, name)
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
 
 
 def test_plain_papermill_from_another_folder(outputs, tmp_path):
@@ -174,9 +143,32 @@ def test_papermill_with_a_value_of_another_type_is_refused(outputs, tmp_path):
     assert "parameter methods should be a list of str (list[str]), got 'uniego'" in ended.stderr
 
 
-def test_nbval_on_the_notebooks_as_shipped(outputs, tmp_path):
+def test_snakemake_measures_what_it_runs(outputs):
+    command = ["-m", "snakemake", "--profile", "profiles/default", "--until", "00_data"]
+    settings = ["--config", f"outputs={outputs}", f"dataset={DATASET}", "preset=smoke"]
+    ended = subprocess.run([sys.executable, *command, *settings], cwd=PROJECT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    taken = pd.read_csv(outputs / DATASET / "benchmarks" / "00_data.tsv", sep="\t").iloc[0]
+    assert taken["s"] > 0
+    assert 20 < taken["max_rss"] < 100_000
+    again = subprocess.run(
+        [sys.executable, *command, "--dry-run", *settings], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "00_data" not in again.stderr + again.stdout, "it would be run again"
+
+
+def files_of_finished_runs(outputs: Path) -> dict[Path, tuple[int, bytes]]:
+    """The time and content of scores and weights in every finished run folder."""
+    folders = [marker.parent for marker in outputs.rglob(FINISHED)]
+    paths = [folder / name for folder in folders for name in ("metrics.json", "model.safetensors")]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths if path.is_file()}
+
+
+def test_nbval_on_the_notebooks_as_shipped_which_reuse_finished_runs(outputs, tmp_path):
+    before = files_of_finished_runs(outputs)
+    assert before
     small = f"preset = 'smoke'\noutputs = {str(outputs)!r}\ninteractive = False"
-    for path in NOTEBOOKS:
+    for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
         notebook.cells.insert(2, new_code_cell(small))  # nbval has no parameters
         nbformat.write(notebook, tmp_path / path.name)
@@ -184,6 +176,7 @@ def test_nbval_on_the_notebooks_as_shipped(outputs, tmp_path):
     options += ["-c", os.devnull, tmp_path]
     ended = subprocess.run([sys.executable, "-m", "pytest", *options], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-6000:]
+    assert files_of_finished_runs(outputs).items() >= before.items(), "a finished run was made again"
 
 
 def test_ci_runs_what_the_readme_says():

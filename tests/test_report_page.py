@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from uniego_utils.pipeline.runner import SHIPPED_METADATA, run_notebook, ship
+from uniego_utils.pipeline.runner import run_notebook
+from uniego_utils.pipeline.ship import SHIPPED_METADATA, ship
 from uniego_utils.report.page import main, render_notebooks, write_page
 
 NASTY = "<script>alert('a & b')</script><img src=x onerror='alert(1)'>"

@@ -54,12 +54,21 @@ def declared_types(names: Mapping[str, object]) -> dict[str, str]:
 
     Under IPython they are read off the cell that declared them last; elsewhere off the annotations.
     """
-    cells = [_annotated(cell) for cell in names.get("In", ())]
+    cells = [annotated_types(cell) for cell in names.get("In", ())]
     cell = _declaring(cells)
     if cell is not None:
         return cells[cell]
     kinds = names.get("__annotations__", {})
     return {name: kind if isinstance(kind, str) else kind.__name__ for name, kind in kinds.items()}
+
+
+def annotated_types(source: str) -> dict[str, str]:
+    """Name -> type of the annotated assignments of a cell."""
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in _nodes(source)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 def unknown_parameters(names: Mapping[str, object], declared: Mapping[str, str]) -> set[str]:
@@ -76,7 +85,7 @@ def unknown_parameters(names: Mapping[str, object], declared: Mapping[str, str])
         if isinstance(value, LITERALS) and not name.startswith("_") and not name.isupper()
     } - JUPYTER_NAMES
     cells = list(names.get("In", ()))
-    first = _declaring([_annotated(cell) for cell in cells])
+    first = _declaring([annotated_types(cell) for cell in cells])
     if first is not None:
         following = range(first + 1, len(cells))
         last = next((place for place in following if OPENING in cells[place]), len(cells))
@@ -87,15 +96,6 @@ def unknown_parameters(names: Mapping[str, object], declared: Mapping[str, str])
 def _declaring(annotated: list[dict[str, str]]) -> int | None:
     """The place of the last cell that declares a notebook's parameters."""
     return max((place for place, found in enumerate(annotated) if found.keys() >= REQUIRED), default=None)
-
-
-def _annotated(source: str) -> dict[str, str]:
-    """Name -> type of the annotated assignments of a cell."""
-    return {
-        node.target.id: ast.unparse(node.annotation)
-        for node in _nodes(source)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
 
 
 def _assigned(source: str) -> set[str]:

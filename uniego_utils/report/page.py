@@ -18,7 +18,7 @@ import pandas as pd
 from IPython.display import HTML, Image, display
 from nbformat import NotebookNode
 
-from uniego_utils.pipeline.runner import execution_of
+from uniego_utils.pipeline.ship import execution_of
 from uniego_utils.report.paper import NOT_RUN
 from uniego_utils.runs import write_text
 
