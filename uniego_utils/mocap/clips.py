@@ -18,7 +18,7 @@ from uniego_utils.mocap.files import build_missing, claim, complete_folder, writ
 from uniego_utils.mocap.motions import Motion, load_motions
 from uniego_utils.mocap.people import Subject, body_capsules, make_subject, perform
 from uniego_utils.mocap.render import Camera, render
-from uniego_utils.mocap.rooms import Furnished, make_room
+from uniego_utils.mocap.rooms import FurnishedRoom, make_room
 from uniego_utils.mocap.settings import SPLITS, MocapSettings, stable_rng
 from uniego_utils.runs import write_text
 
@@ -93,7 +93,7 @@ def make_clip(
 
 
 def describe(
-    label: str, subject: Subject, furnished: Furnished, brightness: float, rng: np.random.Generator
+    label: str, subject: Subject, furnished: FurnishedRoom, brightness: float, rng: np.random.Generator
 ) -> str:
     """A sentence on what the clip shows: the action, the clothes and the room."""
     shirt, trousers = f"{_with_article(subject.shirt)} shirt", f"{subject.trousers} trousers"

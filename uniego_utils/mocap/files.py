@@ -11,7 +11,7 @@ import av
 import numpy as np
 from tqdm.auto import tqdm
 
-from uniego_utils.runs import digest, read_json, write_json
+from uniego_utils.runs import differences, digest, read_json, write_json
 
 
 def claim(folder: Path, motions: Path, settings: dict) -> None:
@@ -25,15 +25,11 @@ def claim(folder: Path, motions: Path, settings: dict) -> None:
     if not path.exists():
         write_json(path, wanted)
         return
-    existing = read_json(path)
-    differing = [
-        f"{name}: {existing.get(name)} there, {wanted.get(name)} asked for"
-        for name in sorted(existing.keys() | wanted.keys())
-        if existing.get(name) != wanted.get(name)
-    ]
-    if differing:
+    changed = differences(read_json(path), wanted)
+    if changed:
+        listed = "; ".join(f"{name}: {old} there, {new} asked for" for name, (old, new) in changed.items())
         raise ValueError(
-            f"{path}: this folder was generated with other settings ({'; '.join(differing)}). "
+            f"{path}: this folder was generated with other settings ({listed}). "
             f"Delete {folder} to generate it anew, or choose another root."
         )
 

@@ -172,7 +172,8 @@ def onto_floor(points: np.ndarray, above: np.ndarray) -> np.ndarray:
 def clip_noise(frames: int, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Rotation vectors (frames, 13, 3) in radians for a clip: a constant bend and two slow swings."""
     joints = len(TURNING)
-    constant = rng.normal(0, 0.6, (joints, 3)), np.zeros((joints, 1)), np.full((joints, 3), 0.25)
+    quarter = np.full((joints, 3), 0.25)  # of a cycle, where a sine is 1
+    constant = rng.normal(0, 0.6, (joints, 3)), np.zeros((joints, 1)), quarter
     swings = [
         (
             rng.normal(0, 1 / cycles, (joints, 3)),

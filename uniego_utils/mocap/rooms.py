@@ -1,4 +1,4 @@
-"""Furnished rooms: walls, floor and ceiling as textures, furniture as boxes, and the words for them."""
+"""FurnishedRoom rooms: walls, floor and ceiling as textures, furniture as boxes, and the words for them."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +34,7 @@ PATTERNS = ("striped", "checked", "plank", "plain")  # of floors
 
 
 @dataclass(frozen=True)
-class Furnished:
+class FurnishedRoom:
     """A room and the words for it."""
 
     room: Room
@@ -43,7 +43,7 @@ class Furnished:
 
 
 @lru_cache(maxsize=64)
-def make_room(seed: int, number: int, contrast: float) -> Furnished:
+def make_room(seed: int, number: int, contrast: float) -> FurnishedRoom:
     """Room `number`: 8 to 11.5 m wide, textured floor and walls, furniture near the walls."""
     rng = stable_rng(seed, "room", number)
     half_x, half_z = rng.uniform(4.0, 5.75, 2)
@@ -85,7 +85,7 @@ def make_room(seed: int, number: int, contrast: float) -> Furnished:
         gain=1.0,
     )
     described = {"plank": f"{floor} plank", "plain": floor}.get(pattern, f"{pattern} {floor}")
-    return Furnished(room, described, walls)
+    return FurnishedRoom(room, described, walls)
 
 
 def _furniture(rng: np.random.Generator, half_x: float, half_z: float) -> tuple[np.ndarray, np.ndarray]:
