@@ -12,9 +12,23 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from uniego_utils.mocap import clips as mocap
-from uniego_utils.mocap.clips import BONES, COLUMNS, JOINTS, POINTS, SPLITS, TURNING, MocapSettings, build
+from uniego_utils.mocap import clips
+from uniego_utils.mocap.cameras import ego_camera
+from uniego_utils.mocap.clips import COLUMNS, build
+from uniego_utils.mocap.motions import (
+    BONES,
+    ENDS,
+    JOINTS,
+    POINTS,
+    TURNING,
+    forward_kinematics,
+    load_motions,
+    sample_motion,
+)
+from uniego_utils.mocap.people import SHIRTS, Performance, make_subject
 from uniego_utils.mocap.render import Camera, Capsules, look_at, render
+from uniego_utils.mocap.rooms import make_room
+from uniego_utils.mocap.settings import SPLITS, MocapSettings
 
 MOTIONS = Path(__file__).parents[1] / "data_manifests" / "mocap" / "humanoid_motions.npz"
 TINY = MocapSettings(pool=1, train=2, val=1, test=1, image_size=64, frames=4, rooms=2)
@@ -22,7 +36,7 @@ TINY = MocapSettings(pool=1, train=2, val=1, test=1, image_size=64, frames=4, ro
 
 @pytest.fixture(scope="module")
 def motions():
-    return mocap.load_motions(MOTIONS)
+    return load_motions(MOTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -60,45 +74,72 @@ def rotate(quaternion, vector):
     )
 
 
-def slow_point(row, name):
-    """One point of one frame: walk from the point up to the root, turning the offset at every joint."""
+def rotation_vector(vector):
+    """The quaternion w x y z of a rotation vector."""
+    angle = np.linalg.norm(vector)
+    return [np.cos(angle / 2), *(np.sin(angle / 2) * vector / max(angle, 1e-12))]
+
+
+def slow_point(row, name, bends, scale, lengths):
+    """One point of one frame: walk from the point up to the root, turning the offset at every joint, first
+    by the joint's bend and then by the recording."""
     if name == "root":
-        return row[1:4]
-    parent, offset = (mocap.ENDS.get(name) or TURNING[name])[:2]
-    position = np.array(offset, float)
+        return row[1:4] * scale
+    parent, offset = (ENDS.get(name) or TURNING[name])[:2]
+    position = np.array(offset) * scale * lengths.get(name.split("_")[-1], 1)
     while True:
         grandparent, offset, columns = TURNING[parent]
         turn = row[columns]
         if len(turn) == 1:
             turn = [np.cos(turn[0] / 2), 0, 0, np.sin(turn[0] / 2)]
-        position = rotate(turn, position)
+        bend = rotation_vector(bends[list(TURNING).index(parent)])
+        position = rotate(turn, rotate(bend, position))
         if parent == "root":
-            return position + row[1:4]
-        parent, position = grandparent, position + offset
+            return position + row[1:4] * scale
+        position = position + np.array(offset) * scale * lengths.get(parent.split("_")[-1], 1)
+        parent = grandparent
 
 
 @pytest.mark.parametrize("name", ["kick", "cartwheel"])
 def test_kinematics_agree_with_a_walk_up_the_tree(motions, name):
     recording = motions[name].frames[5:60:20]
-    points, _ = mocap.forward_kinematics(recording, np.zeros((len(recording), len(TURNING), 3)))
-    slow = [[slow_point(row, point) for point in POINTS] for row in recording]
+    points, _ = forward_kinematics(recording)
+    still = np.zeros((len(TURNING), 3))
+    slow = [[slow_point(row, point, still, 1, {}) for point in POINTS] for row in recording]
     np.testing.assert_allclose(points, slow, atol=1e-9)
 
 
-def test_quaternions_agree_with_rodrigues():
-    vectors = np.random.default_rng(0).normal(size=(6, 3))
-    vectors[0] = 0
-    first = mocap.rotation_vector_to_quaternion(vectors)
-    second = np.roll(first, 1, 0)
-    probe = np.array([0.3, -1.0, 2.0])
-    turned = mocap.quaternion_to_matrix(mocap.quaternion_product(first, second)) @ probe
-    expected = [rotate(p, rotate(q, probe)) for p, q in zip(first, second, strict=True)]
-    np.testing.assert_allclose(turned, expected, atol=1e-12)
+def test_kinematics_of_bent_bodies_of_other_proportions(motions):
+    recording = motions["roll"].frames[5:60:20]
+    bends = np.random.default_rng(0).normal(size=(len(recording), len(TURNING), 3))
+    bends[:, 3] = 0
+    points, head = forward_kinematics(recording, bends, scale=1.1, arm=0.9, leg=1.05)
+    lengths = {"elbow": 0.9, "wrist": 0.9, "knee": 1.05, "ankle": 1.05}
+    slow = [
+        [slow_point(row, point, bend, 1.1, lengths) for point in POINTS]
+        for row, bend in zip(recording, bends, strict=True)
+    ]
+    np.testing.assert_allclose(points, slow, atol=1e-12)
+    neck, top = (points[:, POINTS.index(name)] for name in ("neck", "head"))
+    np.testing.assert_allclose(head[..., 1] * 0.175 * 1.1, top - neck, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(head), 1)
+
+
+def test_the_head_camera_looks_ahead_and_down(motions):
+    """Without jitter: along the head's forwards, pitched by `ego_pitch`, upright in the head's axes."""
+    points, head = forward_kinematics(motions["cartwheel"].frames[5:60:20])
+    settings = MocapSettings(ego_jitter=0.0, ego_pitch=-25.0)
+    room = make_room(0, 1, 0.5).room
+    camera = ego_camera(Performance(points, head, 0.0), room, settings, np.random.default_rng(0))
+    cos, sin = np.cos(np.radians(25)), np.sin(np.radians(25))
+    right, up, backward = (head.transpose(0, 2, 1) @ camera.rotation).transpose(2, 0, 1)
+    for axis, expected in ((right, [0, 0, 1]), (up, [sin, cos, 0]), (backward, [-cos, sin, 0])):
+        np.testing.assert_allclose(axis, np.tile(expected, (len(head), 1)), atol=1e-12)
 
 
 def test_bones_keep_their_length(motions):
     settings = MocapSettings()
-    clip = mocap.make_clip(motions, replace(settings, image_size=64), "train", "roll", 0)
+    clip = clips.make_clip(motions, replace(settings, image_size=64), "train", "roll", 0)
     for start, end in BONES:
         length = np.linalg.norm(clip.joints[:, start] - clip.joints[:, end], axis=-1)
         assert length == pytest.approx(length[0], rel=1e-6), (JOINTS[start], JOINTS[end])
@@ -107,9 +148,8 @@ def test_bones_keep_their_length(motions):
 def test_looping_recordings_close(motions):
     for motion in motions.values():
         if motion.loops:
-            before, after = mocap.sample_motion(motion, motion.seconds + np.array([-1e-4, 1e-4]))
-            still = np.zeros((1, len(TURNING), 3))
-            points = [mocap.forward_kinematics(row[None], still)[0] for row in (before, after)]
+            before, after = sample_motion(motion, motion.seconds + np.array([-1e-4, 1e-4]))
+            points = [forward_kinematics(row[None])[0] for row in (before, after)]
             assert np.abs(points[0] - points[1]).max() < 0.01  # metres
 
 
@@ -143,7 +183,7 @@ def slow_depth(ray, origin, room, body):
 @pytest.fixture(scope="module")
 def scene():
     """A camera that looks at three capsules, one of them a ball and one reaching behind the camera."""
-    room = mocap.make_room(0, 1, 0.5).room
+    room = make_room(0, 1, 0.5).room
     body = Capsules(
         starts=np.array([[[0, 1.0, 0], [0.5, 1.4, 0.3], [-0.3, 0.9, 1.0]]]),
         ends=np.array([[[0.3, 1.5, 0.2], [0.5, 1.4, 0.3], [-0.4, 0.8, 3.0]]]),
@@ -164,8 +204,8 @@ def test_depth_agrees_with_single_rays(scene):
         x, y = (column + 0.5 - 24) / 30, (24 - row - 0.5) / 30
         ray = camera.rotation[0] @ [x, y, -1]
         expected.append(slow_depth(ray, camera.position[0], room, body))
-    found = depth[0][tuple(np.transpose(pixels))]
-    close = np.isclose(found, expected, atol=2e-3)
+    traced = depth[0][tuple(np.transpose(pixels))]
+    close = np.isclose(traced, expected, atol=2e-3)
     assert close.mean() > 0.98  # a ray that grazes an outline may fall on either side
     assert (depth[0] < 2.2).mean() > 0.05, "no capsule in the picture"
 
@@ -182,7 +222,7 @@ def test_moving_and_static_cameras_agree(scene):
 def test_projected_joints_land_on_the_body(motions):
     settings = MocapSettings()
     for label in ("walk", "jump"):
-        clip = mocap.make_clip(motions, settings, "train", label, 0)
+        clip = clips.make_clip(motions, settings, "train", label, 0)
         pixels, depth = clip.cameras["exo"].project(clip.joints)
         column, row = np.clip(np.floor(pixels).astype(int), 0, settings.image_size - 1).transpose(2, 0, 1)
         drawn = clip.depths["exo"][np.arange(settings.frames)[:, None], row, column]
@@ -233,19 +273,17 @@ def test_skeleton_file(built):
 
 def test_captions_name_what_is_worn(motions, built):
     for person in range(5):
-        subject = mocap.make_subject(TINY, "test", person)
-        distance = {
-            name: np.abs(np.array(c) - subject.colours["shirt"]).max() for name, c in mocap.SHIRTS.items()
-        }
+        subject = make_subject(TINY, "test", person)
+        distance = {name: np.abs(np.array(c) - subject.colours["shirt"]).max() for name, c in SHIRTS.items()}
         assert min(distance, key=distance.get) == subject.shirt
-    assert set(mocap.ACTIONS) == set(motions)
+    assert set(clips.ACTIONS) == set(motions)
 
 
 def test_nobody_is_in_two_splits(built):
     people = {split: set(pd.read_csv(path)["subject"]) for split, path in built[1].items()}
     assert sum(map(len, people.values())) == len(set.union(*people.values()))
     bodies = {
-        mocap.make_subject(MocapSettings(), split, n).scale
+        make_subject(MocapSettings(), split, n).scale
         for split in SPLITS
         for n in range(MocapSettings().subjects(split))
     }
@@ -260,13 +298,13 @@ def test_same_seed_same_bytes_in_two_processes(built, tmp_path):
 def test_other_seed_other_clips(built, motions):
     root, manifests = built
     row = pd.read_csv(manifests["train"]).iloc[0]
-    other = mocap.make_clip(motions, replace(TINY, seed=1), "train", row["label"], 0)
+    other = clips.make_clip(motions, replace(TINY, seed=1), "train", row["label"], 0)
     assert np.abs(decode(root / row["ego_video"]) - other.pictures["ego"].astype(float)).mean() > 10
 
 
 def test_clips_do_not_depend_on_the_counts(motions):
-    few = mocap.make_clip(motions, TINY, "val", "kick", 0)
-    many = mocap.make_clip(motions, replace(TINY, val=9, pool=20), "val", "kick", 0)
+    few = clips.make_clip(motions, TINY, "val", "kick", 0)
+    many = clips.make_clip(motions, replace(TINY, val=9, pool=20), "val", "kick", 0)
     np.testing.assert_array_equal(few.pictures["ego"], many.pictures["ego"])
 
 
@@ -281,8 +319,8 @@ def test_resumes_after_an_interruption(built, tmp_path, monkeypatch):
     (stray / "ego.mp4").write_bytes(b"half a vid")
     (root / "pool.csv").unlink()
     redone = []
-    make_clip = mocap.make_clip
-    monkeypatch.setattr(mocap, "make_clip", lambda *args: redone.append(args[2:]) or make_clip(*args))
+    make_clip = clips.make_clip
+    monkeypatch.setattr(clips, "make_clip", lambda *args: redone.append(args[2:]) or make_clip(*args))
     build(root, MOTIONS, TINY, workers=1, progress=False)
     assert redone == [("train", "kick", 1), ("test", "walk", 0)]
     assert content(root) == expected
@@ -306,7 +344,7 @@ def test_refuses_impossible_settings(wrong):
 
 def test_refuses_an_unknown_split(motions):
     with pytest.raises(ValueError, match="unknown split 'dev'"):
-        mocap.make_clip(motions, TINY, "dev", "kick", 0)
+        clips.make_clip(motions, TINY, "dev", "kick", 0)
 
 
 def test_refuses_missing_motions(tmp_path):

@@ -12,10 +12,20 @@ import pandas as pd
 import pytest
 
 from uniego_utils.cards import from_mapping, load_card
-from uniego_utils.mocap import clips as mocap
-from uniego_utils.mocap import untrimmed
-from uniego_utils.mocap.clips import MocapSettings
-from uniego_utils.mocap.untrimmed import SEGMENT_COLUMNS, SPLITS, Track, UntrimmedSettings, build
+from uniego_utils.mocap import scripts, untrimmed
+from uniego_utils.mocap.motions import (
+    MIRRORED,
+    facing,
+    forward_kinematics,
+    load_motions,
+    mirror,
+    sample_motion,
+)
+from uniego_utils.mocap.people import clearance, make_subject
+from uniego_utils.mocap.rooms import make_room
+from uniego_utils.mocap.scripts import Track, fade, recording_clock
+from uniego_utils.mocap.settings import VIDEO_SPLITS, MocapSettings, UntrimmedSettings, stable_rng
+from uniego_utils.mocap.untrimmed import SEGMENT_COLUMNS, build
 from uniego_utils.segmentation.timelines import BACKGROUND, load_timelines
 
 MOTIONS = Path(__file__).parents[1] / "data_manifests" / "mocap" / "humanoid_motions.npz"
@@ -25,7 +35,7 @@ TINY = UntrimmedSettings(train=3, val=1, test=1, shortest_s=6.0, longest_s=18.0,
 
 @pytest.fixture(scope="module")
 def motions():
-    return mocap.load_motions(MOTIONS)
+    return load_motions(MOTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +46,12 @@ def built(tmp_path_factory):
 
 def planned(motions, number, clips=CLIPS, settings=TINY):
     """Script, performance and room of a video, without its pictures."""
-    rng = mocap.stable_rng("test", number)
-    subject = mocap.make_subject(clips, "train", number % 2)
-    room = mocap.make_room(0, number % 3, 0.5).room
+    rng = stable_rng("test", number)
+    subject = make_subject(clips, "train", number % 2)
+    room = make_room(0, number % 3, 0.5).room
     first = list(motions)[number % len(motions)]
-    script, start = untrimmed.write_script(motions, MOTIONS, subject, room, clips, settings, first, rng)
-    return script, untrimmed.play(motions, MOTIONS, script, start, subject, clips, rng), room
+    script, start = scripts.write_script(motions, subject, room, clips, settings, first, rng)
+    return script, untrimmed.play(motions, script, start, subject, clips, rng), room
 
 
 @pytest.fixture(scope="module")
@@ -58,30 +68,28 @@ def content(root):
 
 
 def test_a_mirrored_recording_is_the_recording_in_a_mirror(motions):
-    still = np.zeros((5, len(mocap.TURNING), 3))
     for motion in motions.values():
         frames = motion.frames[:: max(1, len(motion.frames) // 5)][:5]
-        points, _ = mocap.forward_kinematics(frames, still)
-        mirrored, _ = mocap.forward_kinematics(untrimmed.mirror(frames), still)
-        assert np.allclose(mirrored, points[:, mocap.MIRRORED] * [1, 1, -1], atol=1e-6)
+        points, _ = forward_kinematics(frames)
+        mirrored, _ = forward_kinematics(mirror(frames))
+        assert np.allclose(mirrored, points[:, MIRRORED] * [1, 1, -1], atol=1e-6)
 
 
 def test_a_turned_track_is_the_recording_turned(motions):
     """Without noise, a track's points are the recording's, turned about the vertical by its heading."""
     track = Track("kick", 0, 12, 0, 0, 0.0, 1.0, False, 0.7, 0.0)
-    body = untrimmed.track_body(motions, MOTIONS, track, 12)
-    plain = mocap.sample_motion(motions["kick"], np.arange(12) / 12)
-    still = np.zeros((12, len(mocap.TURNING), 3))
-    points, turned = (mocap.forward_kinematics(rows, still)[0] for rows in (plain, body.recording[:12]))
+    body = scripts.track_body(motions, track, 12)
+    plain = sample_motion(motions["kick"], np.arange(12) / 12)
+    points, turned = (forward_kinematics(rows)[0] for rows in (plain, body.recording[:12]))
     turn = np.array([[np.cos(0.7), 0, np.sin(0.7)], [0, 1, 0], [-np.sin(0.7), 0, np.cos(0.7)]])
     expected = (points - points[0, 0] * [1, 0, 1]) @ turn.T
     assert np.allclose(turned, expected, atol=1e-6)
-    assert untrimmed.facing(body.recording[:1])[0] == pytest.approx(untrimmed.facing(plain[:1])[0] + 0.7)
+    assert facing(body.recording[:1])[0] == pytest.approx(facing(plain[:1])[0] + 0.7)
 
 
 def test_clocks_stand_still_at_the_ends_and_run_evenly_between():
     track = Track("walk", 24, 60, 12, 6, 0.0, 1.0, False, 0.0, 0.0)
-    clock = untrimmed._clock(track, np.arange(12, 67), 12)
+    clock = recording_clock(track, np.arange(12, 67), 12)
     assert np.allclose(np.diff(clock[12:49]), 1 / 12)
     steps = np.diff(clock)
     assert (np.diff(steps[:13]) >= -1e-12).all() and (np.diff(steps[48:]) <= 1e-12).all()
@@ -106,7 +114,7 @@ def test_everybody_stands_on_the_floor_and_stays_in_the_room(plans):
         assert lowest.min() > 0.04
         idle = [track for track in script.tracks if track.label is None]
         assert all(lowest[track.start : track.stop].max() < 0.08 for track in idle)
-        assert mocap.clearance(performance.points, room) > -0.25, "a hand may reach over a table"
+        assert clearance(performance.points, room) > -0.25, "a hand may reach over a table"
 
 
 def test_scripts_are_what_they_say(plans, motions):
@@ -119,25 +127,25 @@ def test_scripts_are_what_they_say(plans, motions):
             assert after.start - before.stop == after.lead == before.trail > 0
         for label, start, stop in script.segments:
             assert stop - start >= 1.0 * CLIPS.fps, label
-            whole = label not in untrimmed.ANYWHERE
+            whole = label not in scripts.ANYWHERE
             assert (stop - start) / CLIPS.fps < (8.0 if whole else 4.1)
     assert [script.segments[0][0] for script, *_ in plans] == list(motions)
 
 
 def test_families_follow_each_other(motions):
     rng, labels = np.random.default_rng(0), tuple(motions)
-    after = [untrimmed.follow("kick", labels, 3.0, rng) for _ in range(4000)]
+    after = [scripts.follow("kick", labels, 3.0, rng) for _ in range(4000)]
     shares = {name: after.count(name) / 4000 for name in labels}
     assert shares["kick"] == 0
     assert shares["punch"] == pytest.approx(3 / 18, abs=0.03)
     assert shares["walk"] == pytest.approx(1 / 18, abs=0.02)
-    assert sorted(name for family in untrimmed.FAMILIES for name in family) == sorted(labels)
+    assert sorted(name for family in scripts.FAMILIES for name in family) == sorted(labels)
 
 
 def test_fades_of_neighbours_sum_to_one(plans):
     for script, *_ in plans[:3]:
         frames = np.arange(script.tracks[-1].stop)
-        total = sum(untrimmed._fade(frames, track) for track in script.tracks)
+        total = sum(fade(frames, track) for track in script.tracks)
         assert np.allclose(total, 1)
 
 
@@ -149,7 +157,7 @@ def test_segments_are_a_table_of_timelines(built, motions):
     rows = pd.read_csv(path)
     assert tuple(rows.columns) == SEGMENT_COLUMNS and set(rows["level"]) == {"action"}
     assert set(rows["label"]) <= set(motions)
-    for split in SPLITS:
+    for split in VIDEO_SPLITS:
         timelines = load_timelines(path, root, split)
         assert len(timelines) == getattr(TINY, split)
         for timeline in timelines:
@@ -167,9 +175,9 @@ def test_segments_are_a_table_of_timelines(built, motions):
 
 def test_people_are_those_of_the_splits_clips(built):
     rows = pd.read_csv(built[1])
-    for split, own in rows.groupby("split"):
-        known = {mocap.make_subject(CLIPS, split, n).name for n in range(CLIPS.subjects(split))}
-        assert set(own["subject"]) <= known
+    for split, of_split in rows.groupby("split"):
+        known = {make_subject(CLIPS, split, n).name for n in range(CLIPS.subjects(split))}
+        assert set(of_split["subject"]) <= known
 
 
 def test_same_seed_same_videos_in_two_processes(built, tmp_path):
@@ -179,7 +187,7 @@ def test_same_seed_same_videos_in_two_processes(built, tmp_path):
 
 def test_videos_do_not_depend_on_the_counts(built, motions):
     many = replace(TINY, train=9)
-    video = untrimmed.make_video(motions, MOTIONS, replace(CLIPS, train=7), many, "val", 0)
+    video = untrimmed.make_video(motions, replace(CLIPS, train=7), many, "val", 0)
     with av.open(str(built[0] / "untrimmed" / "val_video_000" / "ego.mp4")) as container:
         stored = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     assert stored.shape == video.pictures["ego"].shape
@@ -195,8 +203,8 @@ def test_resumes_after_an_interruption(built, tmp_path, monkeypatch):
     stray.mkdir()
     (stray / "ego.mp4").write_bytes(b"half a vid")
     (root / "segments.csv").unlink()
-    made, redone = untrimmed.make_video, []
-    monkeypatch.setattr(untrimmed, "make_video", lambda *args: redone.append(args[-2:]) or made(*args))
+    make_video, redone = untrimmed.make_video, []
+    monkeypatch.setattr(untrimmed, "make_video", lambda *args: redone.append(args[-2:]) or make_video(*args))
     build(root, MOTIONS, CLIPS, TINY, workers=1, progress=False)
     assert redone == [("train", 1)] and content(root) == expected
 

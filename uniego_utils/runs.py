@@ -133,6 +133,13 @@ def changed_settings(usual: dict, given: dict) -> dict[str, object]:
     }
 
 
+def differences(before: dict, after: dict) -> dict[str, tuple[object, object]]:
+    """What differs between two configurations: name -> both values; None stands for one that is missing."""
+    names = sorted(before.keys() | after.keys())
+    pairs = {name: (before.get(name), after.get(name)) for name in names}
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a run folder carries the marker that is written last."""
     return (Path(folder) / FINISHED).is_file()
@@ -148,11 +155,9 @@ def start_run(folder: Path, config: dict, cure: str = "Delete that folder to run
     config = json.loads(json.dumps(config))  # as it will be read back: tuples become lists
     path = folder / "config.json"
     if path.is_file():
-        before = read_json(path)["config"]
-        names = sorted(before.keys() | config.keys())
-        changed = [name for name in names if before.get(name) != config.get(name)]
+        changed = differences(read_json(path)["config"], config)
         if changed:
-            lines = "\n".join(f"  {name}: {before.get(name)!r} -> {config.get(name)!r}" for name in changed)
+            lines = "\n".join(f"  {name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
             raise ValueError(
                 f"{folder} was made with another configuration:\n{lines}\n"
                 f"{cure}, or write elsewhere with the parameter `outputs`."

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from uniego_utils.mocap import clips as mocap
+from uniego_utils.mocap import motions as mocap
 from uniego_utils.runs import read_tensors, write_tensors
 
 MAX_EMPTY = 0.5  # share of a clip's frames without a person, above which that person is left out

@@ -159,7 +159,7 @@ def _trace_room(camera: Camera, room: Room, rays: _Rays) -> tuple[np.ndarray, np
 
 
 def _nonzero(direction: np.ndarray) -> np.ndarray:
-    """The same directions, with rays parallel to a wall tilted a hair: a far hit and no division by zero."""
+    """The same directions, with rays parallel to a wall tilted slightly: a far hit, no division by zero."""
     return np.where(np.abs(direction) < 1e-6, np.float32(1e-6), direction)
 
 
@@ -265,9 +265,8 @@ def _pixels_in(rectangles: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarra
     left, right, top, bottom = rectangles.T
     width = right - left
     height = bottom - top
-    row_frame = np.repeat(
-        np.arange(len(rectangles)), height
-    )  # first all rows of all rectangles, then their pixels
+    # first all rows of all rectangles, then their pixels
+    row_frame = np.repeat(np.arange(len(rectangles)), height)
     row = np.arange(len(row_frame)) - np.repeat(np.cumsum(height) - height, height) + top[row_frame]
     row_width = width[row_frame]
     row_begin = row * size + left[row_frame] - (np.cumsum(row_width) - row_width)
@@ -299,9 +298,8 @@ def _trace_capsules(
         point = distance[:, None] * np.stack([rays.x[pixel], rays.y[pixel], -np.ones_like(distance)], -1)
         normal = (point - start[frame] - along[:, None] * axis[frame]) / radius
         direct = np.maximum((normal * light[frame]).sum(-1), 0)
-        sky = 0.8 + 0.2 * (normal * upwards[frame]).sum(
-            -1
-        )  # light from the ceiling shows the form in the shade too
+        # light from the ceiling shows the form in the shade too
+        sky = 0.8 + 0.2 * (normal * upwards[frame]).sum(-1)
         brightness = np.float32(room.ambient) * sky + np.float32(1 - room.ambient) * direct
         flat_colour[at] = body.colours[n].astype(np.float32) * brightness[:, None]
 
@@ -314,7 +312,6 @@ def _hit_capsule(
     Returns frame, pixel, depth and position along the axis in [0, 1] of the rays that hit.
     Source: the ray-capsule intersection of Inigo Quilez, iquilezles.org/articles/intersectors.
     """
-
     x, y, length2 = rays.x[pixel], rays.y[pixel], rays.length2[pixel]
     axis2, start2 = (axis * axis).sum(-1), (start * start).sum(-1)
     axis_start = (axis * start).sum(-1)
