@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from uniego_utils.cards import CARDS, Card, TrainConfig, from_mapping, load_card, load_manifest, merged
+from uniego_utils.cards import CARDS, Card, TrainConfig, from_mapping, load_card, merged
+from uniego_utils.data.manifests import load_manifest
 
 CONTENT = {
     "name": "toy",

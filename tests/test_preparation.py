@@ -9,7 +9,8 @@ import pytest
 import torch
 from trees import HEIGHT, WIDTH, build_folder
 
-from uniego_utils.cards import CARDS, Manifest, load_card
+from uniego_utils.cards import CARDS, load_card
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.preparation import (
     clip_strips,
     given_skeletons,

@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.experiment import Experiment
 from uniego_utils.objectives import proxy_cross_entropy, shares
 from uniego_utils.proxies import common_start, train_level_one

@@ -95,13 +95,6 @@ def read_table(
     return table
 
 
-def refuse_lines(path: Path, wrong: pd.Series, fault: str) -> None:
-    """An error if any row is wrong; the index of `wrong` says the lines."""
-    if wrong.any():
-        lines = ", ".join(map(str, wrong.index[wrong][:5]))
-        raise ValueError(f"{path}: {wrong.sum()} rows have {fault} (first lines: {lines}); mend the table")
-
-
 def entry(content: dict, key: str, kind: type, where: str) -> dict | list | str | int:
     """What a file holds under `key`, or an error; `where` names the file and the place in it."""
     value = content.get(key) if isinstance(content, dict) else None

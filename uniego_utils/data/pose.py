@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from uniego_utils.backbones.pretrained import find_weights, from_hub, load_transformers
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import MAX_EMPTY, layout_of, skeleton_file, write_skeleton
 from uniego_utils.data.video import frame_indices, open_clip, sample_times
 from uniego_utils.runs import digest, read_json, read_notes, write_json

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from uniego_utils.cards import CARDS, CLASSES_FILE, Manifest, from_mapping, load_card, merged
+from uniego_utils.cards import CARDS, CLASSES_FILE, from_mapping, load_card, merged
 from uniego_utils.data import pose
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import (
     Layout,
     convert_npz,

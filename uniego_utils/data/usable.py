@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from uniego_utils.cards import CLASSES_FILE, MAX_LISTED, Card, Manifest, find_file
+from uniego_utils.cards import CLASSES_FILE, Card
 from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness
 from uniego_utils.data import folder as own_videos
 from uniego_utils.data.annotated import SPLITS, Annotated
 from uniego_utils.data.inventory import ABSENT, inspect_videos
+from uniego_utils.data.manifests import Manifest, find_file
 from uniego_utils.data.skeletons import layout_of, skeleton_fault
+from uniego_utils.data.tables import MAX_LISTED
 from uniego_utils.data.video import SPAN_TOLERANCE_S
 from uniego_utils.runs import digest, read_notes, write_json, write_tensors, written_whole
 

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
-from uniego_utils.cards import Manifest, VideoCard
+from uniego_utils.cards import VideoCard
+from uniego_utils.data.manifests import Manifest
 
 # isort: split
 # After torch, and nowhere else: decord brings NVBLAS, which would take over torch's BLAS calls and crash.
