@@ -11,11 +11,8 @@ or, if there are none, the middle of the person's other joints. Persons who are 
 and a clip without any gets no file: zeros never stand for a skeleton.
 """
 
-import codecs
-import pickle
 import zipfile
 import zlib
-from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +25,7 @@ from torch import Tensor
 
 from uniego_utils.mocap import clips as mocap
 from uniego_utils.runs import read_tensors, write_tensors
+from uniego_utils.unpickle import read_arrays
 
 MAX_EMPTY = 0.5  # share of a clip's frames without a person, above which that person is left out
 
@@ -330,7 +328,9 @@ def convert_pyskl(
         ValueError: damaged, other objects in it (they are named), or not that format.
     """
     path, joints = Path(path), layout_of(layout)
-    content = _read_pickle(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; download the skeletons first")
+    content = read_arrays(path, "save its arrays as npz and convert these")
     if not isinstance(content, Mapping) or not isinstance(content.get("annotations"), list):
         raise ValueError(f"{path} is no mapping with a list `annotations`; give a pickle in pyskl's format")
     splits: dict[str, list[str]] = {}
@@ -406,80 +406,3 @@ def _convert(
         Path(folder) / name, layout, joints, scores, tuple(map(int, size)), view, max_empty
     )
     return {"skeleton": "" if record["reason"] else str(name), **record}
-
-
-class _Type:
-    """Stands for numpy's dtype in a pickle: numpy itself would take a forged state, and crash or worse."""
-
-    def __init__(self, code: str, *_: object):
-        self.type = np.dtype(code)
-        if self.type.kind not in "biufUS":
-            raise pickle.UnpicklingError(f"an array of {code}")
-
-    def __setstate__(self, state: tuple) -> None:
-        self.type = self.type.newbyteorder(state[1])
-
-
-class _Array:
-    """Stands for numpy's array in a pickle."""
-
-    values: np.ndarray
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, kind, fortran, data = state
-        self.values = _from_buffer(data, kind, shape, "F" if fortran else "C")
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.values, dtype, copy=copy)
-
-
-def _from_buffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return np.frombuffer(data, kind.type).reshape(shape, order=order)
-
-
-def _scalar(kind: _Type, data: bytes) -> np.generic:
-    return np.frombuffer(data, kind.type)[0]
-
-
-ALLOWED = {  # all that a pickle may name: what arrays and plain containers are made of
-    ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
-    ("_codecs", "encode"): codecs.encode,  # how Python 3 writes bytes for Python 2
-    **{("builtins", kind.__name__): kind for kind in (set, frozenset, bytes, list, dict)},
-    **{("collections", kind.__name__): kind for kind in (OrderedDict, defaultdict)},
-}
-
-
-class _ForeignObject(pickle.UnpicklingError):
-    """A pickle names something that is not allowed."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
-        """What `module.name` stands for; numpy 1 and Python 2 called some modules otherwise."""
-        place = module.replace("numpy.core.", "numpy._core.").replace("__builtin__", "builtins")
-        if (place, name) not in ALLOWED:
-            raise _ForeignObject(f"{module}.{name}")
-        return ALLOWED[place, name]
-
-
-def _read_pickle(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; download the skeletons first")
-    try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file).load()
-    except _ForeignObject as error:
-        raise ValueError(
-            f"{path} holds other Python objects than arrays ({error}), and loading them could run code; "
-            f"where you trust it, save its arrays as npz and convert these"
-        ) from None
-    except (
-        *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError),
-        *(OverflowError, MemoryError),
-    ) as error:
-        reason = (str(error).strip().splitlines() or ["it ends early"])[0][:160]
-        raise ValueError(f"{path} is damaged or no pickle ({reason}); download it again") from None
