@@ -9,8 +9,9 @@ import pytest
 import torch
 import trees
 
+from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness
 from uniego_utils.data.annotated import read_table
-from uniego_utils.data.usable import BUILDERS, assembly101, egoexo4d, egoexo_fitness
+from uniego_utils.data.usable import BUILDERS
 
 NO_TIME, BACKWARDS = "no time in the annotation", "annotation ends before it starts"
 FINE = "fine-grained-annotations/train.csv"

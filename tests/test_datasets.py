@@ -11,9 +11,10 @@ import torch
 import trees
 
 from uniego_utils.cards import Card, MethodCard, TeacherCard, load_card
+from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness, folder
 from uniego_utils.data.annotated import split_off
 from uniego_utils.data.manifests import load_manifest
-from uniego_utils.data.usable import BUILDERS, assembly101, egoexo4d, egoexo_fitness, folder, write_manifests
+from uniego_utils.data.usable import BUILDERS, write_manifests
 from uniego_utils.data.video import open_clip
 from uniego_utils.runs import read_json, read_tensors, write_tensors
 

@@ -215,10 +215,10 @@ class HandPoses:
             round(clip["start_s"] * self.fps) : round(clip["end_s"] * self.fps)
         ]
         wanted = round((clip["end_s"] - clip["start_s"]) * self.fps)
-        seen = poses[np.isfinite(poses).all((1, 2, 3)) & (poses != 0).any((2, 3)).all(1)]
-        if len(seen) < max(1, self.min_share * wanted):
+        complete = poses[np.isfinite(poses).all((1, 2, 3)) & (poses != 0).any((2, 3)).all(1)]
+        if len(complete) < max(1, self.min_share * wanted):
             raise ValueError(f"both hands in less than {self.min_share:.0%} of its poses")
-        return {"joints_3d": torch.from_numpy(seen.transpose(1, 0, 2, 3) * np.float32(self.unit_m))}
+        return {"joints_3d": torch.from_numpy(complete.transpose(1, 0, 2, 3) * np.float32(self.unit_m))}
 
     def _path(self, clip: pd.Series) -> Path:
         return self.folder / f"{clip['take']}.json"

@@ -150,10 +150,10 @@ def _named_cameras(path: Path) -> dict[str, list[tuple[float, str]]]:
     content = entry(read_annotation(path, SOURCE, LAYOUT), "annotations", dict, str(path))
     return {
         uid: [
-            (number(told.get("timestamp")), camera)
+            (number(description.get("timestamp")), camera)
             for annotator in annotators
-            for told in entry(annotator, "descriptions", list, f"{path}, take {uid}")
-            if (camera := (told.get("best_exo") or {}).get("cam_id"))
+            for description in entry(annotator, "descriptions", list, f"{path}, take {uid}")
+            if (camera := (description.get("best_exo") or {}).get("cam_id"))
         ]
         for uid, annotators in content.items()
     }

@@ -1,4 +1,4 @@
-"""Clips of people's own videos, listed in one table."""
+"""Clips of your own videos, listed in one table."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     Raises:
         FileNotFoundError: no such table.
         ValueError: no table in UTF-8; unknown columns; rows without a video, a label or a known split, with
-            numbers that are none or names that are not their own.
+            a cell that should be a number and is not, or with the clip_id of another row.
     """
     path = Path(root) / settings.labels
     rows = read_table(path, SOURCE, LAYOUT, ("ego_video",))

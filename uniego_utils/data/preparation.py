@@ -74,7 +74,8 @@ def prepare_data(
             that the dataset publishes or, if it publishes none, estimated from the exo videos.
 
     Returns:
-        The experiment, with the classes that the annotations name if the card names none; and what was found.
+        The experiment, with the classes that the annotations name if the card names none; and its clips'
+        counts.
 
     Raises:
         ValueError: unknown settings, more unusable clips than allowed, a class or split without clips.
@@ -100,7 +101,7 @@ def prepare_data(
         annotated = replace(annotated, skeleton=given_skeletons(experiment, skeletons))
     published = {"skeleton"} if annotated.skeleton is not None else set()
     listed = {column for column in needs if column in annotated.clips}
-    annotated = replace(annotated, clips=_told_of_blanks(annotated.clips, listed - published))
+    annotated = replace(annotated, clips=_with_reason_for_blanks(annotated.clips, listed - published))
     published |= listed
     summary = write_manifests(
         experiment.card,
@@ -117,7 +118,7 @@ def prepare_data(
     return replace(experiment, card=replace(experiment.card, classes=classes)), summary
 
 
-def _told_of_blanks(clips: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+def _with_reason_for_blanks(clips: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """Clips that teachers see but whose table names no skeleton get a reason."""
     for column in columns:
         blank = clips[column].isna() & clips["split"].isin(WITH_SKELETON) & clips["reason"].isna()

@@ -1,12 +1,12 @@
 """Skeletons: joint layouts, the suite's file format, and what other formats are converted from.
 
-A skeleton file is a safetensors file whose frames span its clip evenly, at a rate of their own:
+A skeleton file is a safetensors file whose frames span its clip evenly, at any rate:
 
 - `joints_3d` (T, V, 3) or (M, T, V, 3), metres, of M persons or hands; and/or
 - `exo_joints_2d` (T, V, 2) or (M, T, V, 2), pixels, x to the right and y down; with `exo_scores` (T, V) or
   (M, T, V), confidence 0..1, and `size` (2,), width and height of the picture. `ego_...` likewise.
 
-Where a score is 0, the joint was not found and its place is a guess: between the frames where it was found
+Where a score is 0, the joint was not detected and its place is a guess: between the frames where it was
 or, if there are none, the middle of the person's other joints. Persons who are mostly absent are left out,
 and a clip without any gets no file: zeros never stand for a skeleton.
 """
@@ -223,12 +223,12 @@ def write_skeleton(
 ) -> dict[str, object]:
     """Write a clip's skeleton file, unless nobody is in it; what was written and guessed, or why not.
 
-    A joint counts as found if it lies elsewhere than in the origin and has a score above 0. What is missing
-    is guessed as the module says.
+    A joint counts as detected if it lies elsewhere than in the origin and has a score above 0. The place of
+    any other is guessed, see the module's docstring.
 
     Args:
         joints: (M, T, V, 3) metres, or (M, T, V, 2) pixels.
-        scores: (M, T, V) confidence 0..1 of joints in pixels; None: 1 for every joint that is found.
+        scores: (M, T, V) confidence 0..1 of joints in pixels; None: 1 for every joint that is detected.
         size: width and height in pixels of the picture that joints in pixels belong to.
         view: whose picture that is.
         max_empty: persons absent from more than this share of the frames are left out.
@@ -251,48 +251,48 @@ def write_skeleton(
     planar = joints.shape[-1] == 2
     if planar and (size is None or min(size) < 1):
         raise ValueError(f"{path}: joints in pixels need the picture's width and height, not {size}")
-    found = joints.any(-1)
+    detected = joints.any(-1)
     if scores is not None:
         scores = np.asarray(scores, dtype=np.float32)
-        if scores.shape != found.shape:
+        if scores.shape != detected.shape:
             raise ValueError(f"{path}: scores of shape {scores.shape} for joints of shape {joints.shape}")
         if not np.isfinite(scores).all():
             return record | {"reason": "scores that are not finite"}
-        found &= scores > 0
-    absent = ~found.any(2)  # (M, T)
+        detected &= scores > 0
+    absent = ~detected.any(2)  # (M, T)
     record["empty_frames"] = int(absent.sum(1).min())
     kept = (absent.mean(1) <= max_empty) & ~absent.all(1)
     if not kept.any():
         return record | {"reason": f"nobody in {record['empty_frames']} of {frames} frames"}
-    found = found[kept]
-    record |= {"persons": int(kept.sum()), "guessed": float(1 - found.mean())}
-    tensors = {"joints_3d": torch.from_numpy(fill_gaps(joints[kept], found))}
+    detected = detected[kept]
+    record |= {"persons": int(kept.sum()), "guessed": float(1 - detected.mean())}
+    tensors = {"joints_3d": torch.from_numpy(fill_gaps(joints[kept], detected))}
     if planar:
-        own = found if scores is None else np.where(found, scores[kept].clip(0, 1), 0)
+        confidence = detected if scores is None else np.where(detected, scores[kept].clip(0, 1), 0)
         tensors = {
             f"{view}_joints_2d": tensors["joints_3d"],
-            f"{view}_scores": torch.from_numpy(own.astype(np.float32)),
+            f"{view}_scores": torch.from_numpy(confidence.astype(np.float32)),
             "size": torch.tensor(size, dtype=torch.float32),
         }
     write_tensors(path, tensors, {**(notes or {}), **{name: str(value) for name, value in record.items()}})
     return record
 
 
-def fill_gaps(joints: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Places for joints that were not found, from those that were; every person has at least one.
+def fill_gaps(joints: np.ndarray, detected: np.ndarray) -> np.ndarray:
+    """Places for joints that were not detected, from those that were; every person has at least one.
 
     Args:
         joints: (M, T, V, C).
-        found: (M, T, V) bool.
+        detected: (M, T, V) bool.
 
     Returns:
-        (M, T, V, C): linear between the frames where the joint was found, constant before and after them; a
-        joint that never was lies in the middle of the others of its frame.
+        (M, T, V, C): linear between the frames where the joint was detected, constant before and after them;
+        a joint that never was lies in the middle of the others of its frame.
     """
     filled, times = joints.copy(), np.arange(joints.shape[1])
-    ever = found.any(1)  # (M, V)
-    for person, joint in np.argwhere(ever & ~found.all(1)):
-        there = found[person, :, joint]
+    ever = detected.any(1)  # (M, V)
+    for person, joint in np.argwhere(ever & ~detected.all(1)):
+        there = detected[person, :, joint]
         for series, known in zip(filled[person, :, joint].T, joints[person, :, joint].T, strict=True):
             series[~there] = np.interp(times[~there], times[there], known[there])
     for person, joint in np.argwhere(~ever):
@@ -373,7 +373,7 @@ def convert_npz(
     rows = {}
     for path in map(Path, paths):
         if path.stem in rows:
-            raise ValueError(f"{path}: another file has this name; clips need names of their own")
+            raise ValueError(f"{path}: another file has this name; rename one of them")
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)

@@ -56,11 +56,14 @@ def refuse_rows(
     """
     if not wrong.any():
         return
-    faulty = wrong.index[wrong]
-    listed = [f"{row} {name}" for name in faulty[:MAX_LISTED]]
+    faulty = [f"{row} {name}" for name in wrong.index[wrong]]
     if values is not None:
-        listed = [f"{name}: {value}" for name, value in zip(listed, values[wrong], strict=False)]
-    more = f" and {len(faulty) - MAX_LISTED} more" if len(faulty) > MAX_LISTED else ""
-    raise ValueError(
-        f"{table}: {len(faulty)} of {len(wrong)} rows have {fault} ({', '.join(listed)}{more}); {cure}"
-    )
+        faulty = [f"{name}: {value}" for name, value in zip(faulty, values[wrong], strict=True)]
+    count = f"{len(faulty)} of {len(wrong)} rows"
+    raise ValueError(f"{table}: {count} have {fault} ({list_some(faulty)}); {cure}")
+
+
+def list_some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
