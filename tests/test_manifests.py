@@ -244,6 +244,16 @@ def test_a_value_of_a_wrong_type_is_named(tmp_path, field, value):
         load(tmp_path, changed_proxy(**{field: value}))
 
 
+def test_all_faults_of_a_card_are_told_at_once(tmp_path):
+    teacher = {"labl": "Ego RGB", **CONTENT["teachers"]["ego_rgb"], "width": "4"}
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path, changed(teachers={"ego_rgb": teacher}, presets={"small": {"video": {"mean": [0, 0]}}}))
+    where = "toy.yaml: teachers.ego_rgb"
+    assert f"{where}: unknown labl; valid fields are modality" in str(caught.value)
+    assert f"{where}: width should be a valid integer, got '4'" in str(caught.value)
+    assert "toy.yaml: presets.small: video: mean: missing entry 2" in str(caught.value)
+
+
 def test_whole_numbers_pass_for_floats(tmp_path):
     lr = load(tmp_path, changed_proxy(lr=1)).preset("small").proxy.lr
     assert lr == 1.0 and isinstance(lr, float)
