@@ -9,8 +9,9 @@ import pytest
 import torch
 import trees
 
+from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness
 from uniego_utils.data.annotated import read_table
-from uniego_utils.data.usable import BUILDERS, assembly101, egoexo4d, egoexo_fitness
+from uniego_utils.data.usable import BUILDERS
 
 NO_TIME, BACKWARDS = "no time in the annotation", "annotation ends before it starts"
 FINE = "fine-grained-annotations/train.csv"
@@ -175,12 +176,12 @@ def test_fitness_views_without_path(tmp_path):
             "assembly101",
             FINE,
             "id,video,start_frame,end_frame,verb_id,verb_cls,action_cls\n\n1,seq,0,9,0,a,a b\n",
-            "1 rows have a video that is no <sequence>/<view>.mp4 (first lines: 3)",
+            "1 of 1 rows have a video that is no <sequence>/<view>.mp4 (line 3)",
         ),
         ("assembly101", f"{COARSE}coarse_seq_views.txt", "video\n", "'video' is no <video>/<view>.mp4"),
         ("assembly101", LABELS, "", "has no rows"),
-        ("assembly101", LABELS, "1\t9\ta\n9\t\tb\n", "no two frame numbers and a label (first lines: 2)"),
-        ("assembly101", LABELS, "1\t9\ta\n9\t9\tb\n", "an end that is not after its start (first lines: 2)"),
+        ("assembly101", LABELS, "1\t9\ta\n9\t\tb\n", "no two frame numbers and a label (line 2)"),
+        ("assembly101", LABELS, "1\t9\ta\n9\t9\tb\n", "an end that is not after its start (line 2)"),
     ],
 )
 def test_damaged_annotations_are_named(tmp_path, name, file, text, told):
@@ -290,17 +291,17 @@ def test_a_blank_end_of_an_own_video_means_all_of_it(tmp_path):
         ("ego_video,label\n", "has no rows"),
         (
             "ego_video,label,end_s\na,x,1\n\nb,x,1:30\n",
-            "1 rows have no number in end_s (first lines: 4)",
+            "1 of 2 rows have no number in end_s (line 4)",
         ),
-        ("ego_video,label,start_s\na,x,inf\n", "1 rows have no number in start_s (first lines: 2)"),
-        ("ego_video,label,clip_id\na,x,1\nb,x,\n", "1 rows have no clip_id (first lines: 3)"),
+        ("ego_video,label,start_s\na,x,inf\n", "1 of 1 rows have no number in start_s (line 2)"),
+        ("ego_video,label,clip_id\na,x,1\nb,x,\n", "1 of 2 rows have no clip_id (line 3)"),
         (
             "ego_video,label,clip_id\na,x,1\nb,x,2\nc,x,1\n",
-            "2 rows have a clip_id that others have (1) (first lines: 2, 4)",
+            "2 of 3 rows have a clip_id that others have (line 2: 1, line 4: 1)",
         ),
-        ("ego_video,label,exo_rotate\na,x,45\n", "exo_rotate other than 0, 90, 180, 270 (first lines: 2)"),
-        ("ego_video,label,ego_fps\na,x,0\n", "ego_fps not above 0 (first lines: 2)"),
-        ("ego_video,label\n.,x\n", "an ego_video that names no file (first lines: 2)"),
+        ("ego_video,label,exo_rotate\na,x,45\n", "exo_rotate other than 0, 90, 180, 270 (line 2)"),
+        ("ego_video,label,ego_fps\na,x,0\n", "ego_fps not above 0 (line 2)"),
+        ("ego_video,label\n.,x\n", "an ego_video that names no file (line 2)"),
     ],
 )
 def test_bad_tables_of_own_videos_are_refused(tmp_path, text, told):

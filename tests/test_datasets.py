@@ -10,9 +10,11 @@ import pytest
 import torch
 import trees
 
-from uniego_utils.cards import Card, MethodCard, TeacherCard, load_card, load_manifest
+from uniego_utils.cards import Card, MethodCard, TeacherCard, load_card
+from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness, folder
 from uniego_utils.data.annotated import split_off
-from uniego_utils.data.usable import BUILDERS, assembly101, egoexo4d, egoexo_fitness, folder, write_manifests
+from uniego_utils.data.manifests import load_manifest
+from uniego_utils.data.usable import BUILDERS, write_manifests
 from uniego_utils.data.video import open_clip
 from uniego_utils.runs import read_json, read_tensors, write_tensors
 
@@ -385,14 +387,14 @@ def test_own_splits_are_kept_and_bad_tables_refused(tmp_path):
     )
     table.assign(split="training").to_csv(path, index=False)
     with pytest.raises(
-        ValueError, match=r"9 rows have a split other than train, val, test \(first lines: 2, 3"
+        ValueError, match=r"9 of 9 rows have a split other than train, val, test \(line 2, line 3"
     ):
         annotate("folder", tmp_path)
     table.assign(labl=1).to_csv(path, index=False)
     with pytest.raises(ValueError, match="unknown columns labl"):
         annotate("folder", tmp_path)
     table.assign(label=["a", None] + ["b"] * 7).to_csv(path, index=False)
-    with pytest.raises(ValueError, match=r"1 rows have no label \(first lines: 3\)"):
+    with pytest.raises(ValueError, match=r"1 of 9 rows have no label \(line 3\)"):
         annotate("folder", tmp_path)
     table.drop(columns="ego_video").to_csv(path, index=False)
     with pytest.raises(ValueError, match="no column ego_video"):

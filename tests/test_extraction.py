@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from uniego_utils import teachers
-from uniego_utils.cards import Card, Manifest, from_mapping, load_card, load_manifest
+from uniego_utils.cards import Card, from_mapping, load_card
+from uniego_utils.data.manifests import Manifest, load_manifest
 from uniego_utils.data.video import VideoError
 from uniego_utils.experiment import Experiment
 from uniego_utils.recipes import PAPER

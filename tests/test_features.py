@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.runs import read_notes
 from uniego_utils.teachers.features import (
     common_rows,

@@ -16,16 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from uniego_utils.backbones.pretrained import state_digest
-from uniego_utils.cards import (
-    Card,
-    Manifest,
-    MergeConfig,
-    MethodCard,
-    Preset,
-    TeacherCard,
-    TrainConfig,
-    VideoCard,
-)
+from uniego_utils.cards import Card, MergeConfig, MethodCard, Preset, TeacherCard, TrainConfig, VideoCard
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.teachers import depth_anything, foundation
 from uniego_utils.teachers.batches import Job
 

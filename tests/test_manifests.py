@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from uniego_utils.cards import CARDS, Card, TrainConfig, from_mapping, load_card, load_manifest, merged
+from uniego_utils.cards import CARDS, Card, TrainConfig, from_mapping, load_card, merged
+from uniego_utils.data.manifests import load_manifest
 
 CONTENT = {
     "name": "toy",
@@ -241,6 +242,16 @@ def test_a_card_without_presets_is_refused(tmp_path):
 def test_a_value_of_a_wrong_type_is_named(tmp_path, field, value):
     with pytest.raises(ValueError, match=rf"presets\.small: proxy: {field}"):
         load(tmp_path, changed_proxy(**{field: value}))
+
+
+def test_all_faults_of_a_card_are_told_at_once(tmp_path):
+    teacher = {"labl": "Ego RGB", **CONTENT["teachers"]["ego_rgb"], "width": "4"}
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path, changed(teachers={"ego_rgb": teacher}, presets={"small": {"video": {"mean": [0, 0]}}}))
+    where = "toy.yaml: teachers.ego_rgb"
+    assert f"{where}: unknown labl; valid fields are modality" in str(caught.value)
+    assert f"{where}: width should be a valid integer, got '4'" in str(caught.value)
+    assert "toy.yaml: presets.small: video: mean: missing entry 2" in str(caught.value)
 
 
 def test_whole_numbers_pass_for_floats(tmp_path):

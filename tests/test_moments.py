@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from trees import HEIGHT, WIDTH, build_folder
 
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import open_clip
 from uniego_utils.experiment import Experiment, create_experiment
 from uniego_utils.figures.moments import clip_strips, joints_in_picture, middle_picture, read_moments

@@ -13,8 +13,8 @@ import torch
 from pretrained import write_pose
 from safetensors.torch import load_file, save_file
 
-from uniego_utils.cards import Manifest
 from uniego_utils.data import pose
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import layout_of, read_skeleton
 from uniego_utils.runs import read_tensors
 

@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from uniego_utils import teachers
-from uniego_utils.cards import CARDS, Card, Manifest, TeacherCard, from_mapping, load_manifest
+from uniego_utils.cards import CARDS, Card, TeacherCard, from_mapping
 from uniego_utils.data import skeletons
+from uniego_utils.data.manifests import Manifest, load_manifest
 from uniego_utils.data.skeletons import LAYOUTS, Layout
 from uniego_utils.mocap import clips as mocap
 from uniego_utils.runs import read_tensors, write_tensors

@@ -126,11 +126,11 @@ def test_the_digest_tells_videos_but_not_labels(videos, tmp_path):
 REFUSED = {
     "unknown columns colour": table(("a", 0.1, 0.5, "x"), colour="red"),
     "lacks the columns label": table(("a", 0.1, 0.5, "x")).drop(columns="label"),
-    r"1 of 2 segments have a start_s that is no finite number: line 3 \(a\)": table(
+    r"1 of 2 rows have a start_s that is no finite number \(line 3: a\)": table(
         ("a", 0.1, 0.5, "x"), ("a", np.inf, 0.7, "x")
     ),
     "a end_s that is no finite number": table(("a", 0.1, "soon", "x")),
-    "an end that is not after its start: line 2": table(("a", 0.5, 0.5, "x")),
+    r"an end that is not after its start \(line 2: a\)": table(("a", 0.5, 0.5, "x")),
     "a start before the video's": table(("a", -0.5, 0.5, "x")),
     "no label": table(("a", 0.1, 0.5, np.nan)),
     "no ego_video": table(("a", 0.1, 0.5, "x"), ego_video=np.nan),

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from uniego_utils.cards import Manifest, VideoCard
+from uniego_utils.cards import VideoCard
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import (
     ClipDataset,
     EpochSampler,

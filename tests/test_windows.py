@@ -10,7 +10,8 @@ from torch import nn
 from trees import gratings, write_video
 
 from uniego_utils.backbones import create_backbone
-from uniego_utils.cards import Manifest, VideoCard
+from uniego_utils.cards import VideoCard
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import ClipDataset, Video, loader
 from uniego_utils.segmentation import windows
 from uniego_utils.segmentation.timelines import load_timelines

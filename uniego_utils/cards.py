@@ -1,25 +1,23 @@
-"""Cards and manifests: what a dataset is, and which clips it has.
+"""Cards: what a dataset is.
 
-A card (`data_manifests/<dataset>.yaml`) says everything that differs between datasets; a manifest
-(`<split>.csv`) has one row a clip. Both are validated on load, before hours of work are spent.
+A card (`data_manifests/<dataset>.yaml`) says everything that differs between datasets. It is validated on
+load, before hours of work are spent.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-import pandas as pd
 import yaml
-
-from uniego_utils.runs import digest
+from pydantic import TypeAdapter, ValidationError
 
 PROJECT = Path(__file__).resolve().parents[1]  # relative paths mean the same from every working folder
 CARDS = PROJECT / "data_manifests"
 VIEWS = ("ego", "exo")
 CLASSES_FILE = "classes.json"  # beside the manifests, where the card names no classes
-REQUIRED_COLUMNS = ("clip_id", "take", "subject", "label", "ego_video", "exo_video", "start_s", "end_s")
-MAX_LISTED = 5  # rows or names listed in an error before "and n more"
 
 
 @dataclass(frozen=True)
@@ -206,13 +204,8 @@ def load_card(dataset: str, folder: Path = CARDS) -> Card:
     for key, teacher in card.teachers.items():
         if teacher.viewpoint not in VIEWS or not key.startswith(f"{teacher.viewpoint}_"):
             raise ValueError(f"{path.name}: teacher {key!r} has viewpoint {teacher.viewpoint!r}; see {VIEWS}")
-    hyperparameters = [entry.name for entry in fields(MethodCard)]
     for key, preset in card.presets.items():
-        if unknown := preset.method.keys() - set(hyperparameters):
-            raise ValueError(
-                f"{path.name}: presets.{key}: method: unknown {', '.join(sorted(unknown))}; "
-                f"valid fields are {', '.join(hyperparameters)}"
-            )
+        from_mapping(MethodCard, preset.method, f"{path.name}: presets.{key}: method")
     return card
 
 
@@ -264,156 +257,32 @@ def from_mapping(kind: type, content: object, where: str) -> Any:
     Raises:
         ValueError: an unknown field (valid ones are listed), a missing one, or a value of a wrong type.
     """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where}: expected fields of {kind.__name__}, got {content!r}")
-    known = {entry.name: entry for entry in fields(kind)}
-    if unknown := content.keys() - known.keys():
-        raise ValueError(
-            f"{where}: unknown {', '.join(sorted(unknown))}; valid fields are {', '.join(known)}"
-        )
-    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-    if absent := needed - content.keys():
-        raise ValueError(f"{where}: missing {', '.join(sorted(absent))}")
-    hints = get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in content.items()})
-
-
-def _convert(hint: Any, value: object, where: str) -> Any:
-    arguments = getattr(hint, "__args__", ())
-    if value is None:
-        if type(None) in arguments:
-            return None
-        raise ValueError(f"{where} is empty")
-    if type(None) in arguments:  # `kind | None`
-        return _convert(next(kind for kind in arguments if kind is not type(None)), value, where)
-    if is_dataclass(hint):
-        return from_mapping(hint, value, where)
-    if isinstance(value, Mapping) and arguments and is_dataclass(arguments[-1]):
-        return {key: from_mapping(arguments[-1], entry, f"{where}.{key}") for key, entry in value.items()}
-    kind = get_origin(hint)
-    if kind is tuple:
-        if not isinstance(value, list | tuple) or (... not in arguments and len(value) != len(arguments)):
-            raise ValueError(f"{where} should be a list like {hint}, got {value!r}")
-        return tuple(_convert(arguments[0], entry, where) for entry in value)
-    if kind is Mapping and not isinstance(value, Mapping):
-        raise ValueError(f"{where} should be a mapping, got {value!r}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool) and type(value) is not hint:
-        raise ValueError(f"{where} should be {hint.__name__}, got {value!r}")
-    return value
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The clips of one split, in a fixed order that features and outputs keep.
-
-    `rows` has one row a clip. Paths in it are relative to `root`, where the videos lie, or to `folder`, where
-    the manifest itself lies with what was made for it (skeletons).
-    """
-
-    split: str
-    rows: pd.DataFrame
-    classes: tuple[str, ...]
-    root: Path
-    digest: str  # of the clip ids, labels and paths, in order
-    folder: Path | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def labels(self) -> list[int]:
-        """Class index of every clip."""
-        index = {name: number for number, name in enumerate(self.classes)}
-        return [index[name] for name in self.rows["label"]]
-
-    def path(self, row: int, column: str) -> Path:
-        """Where the file named in `column` of clip number `row` lies."""
-        name, folder = self.rows[column].iloc[row], self.folder or self.root
-        return find_file(name, *((folder, self.root) if column.endswith("skeleton") else (self.root, folder)))
-
-
-def find_file(name: str, first: Path, second: Path) -> Path:
-    """The file or folder `name` below `second` if it is only there, else below `first`."""
-    return second / name if not (first / name).exists() and (second / name).exists() else first / name
-
-
-def load_manifest(
-    path: Path, classes: tuple[str, ...], root: Path, views: tuple[str, ...] = VIEWS
-) -> Manifest:
-    """Read and validate a split's CSV; every error lists the rows at fault (as numbered in the file).
-
-    Args:
-        path: `<split>.csv`, header in line 1.
-        classes: valid labels.
-        root: what the videos' paths in the rows are relative to.
-        views: those that every clip must have a video of.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no rows, missing columns, duplicate clip ids, labels outside the classes, empty spans,
-            or files that do not exist, are empty, or have changed since notebook 00 looked at them.
-    """
-    path, root = Path(path), Path(root)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; run notebook 00_data first")
+    text = json.dumps(content, default=str)  # as JSON, because strict pydantic then takes lists for tuples
     try:
-        rows = pd.read_csv(path, dtype={"clip_id": str, "take": str, "subject": str, "label": str})
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} is no table of clips ({error}); run notebook 00_data again") from None
-    if absent := [name for name in REQUIRED_COLUMNS if name not in rows]:
-        raise ValueError(f"{path} lacks the columns {', '.join(absent)}")
-    if rows.empty:
-        raise ValueError(f"{path} has no clips; run notebook 00_data again")
-    _refuse(
-        path,
-        rows,
-        rows["clip_id"].duplicated(keep=False) | rows["clip_id"].isna(),
-        "clip_id",
-        "a duplicate id",
-    )
-    _refuse(path, rows, ~rows["label"].isin(classes), "label", f"a label outside {', '.join(classes)}")
-    for column in ("start_s", "end_s"):
-        times = pd.to_numeric(rows[column], errors="coerce")
-        _refuse(path, rows, times.isna() & rows[column].notna(), column, "a time that is no number")
-        rows[column] = times
-    for view in views:
-        _refuse(path, rows, rows[f"{view}_video"].isna(), f"{view}_video", "no file")
-    _refuse(path, rows, ~(rows["end_s"] > rows["start_s"]), "end_s", "an empty time span")
-    for column in [name for name in rows if name.endswith(("_video", "_depth", "skeleton"))]:
-        given = rows[column].dropna()
-        places = (path.parent, root) if column.endswith("skeleton") else (root, path.parent)
-        empty = {name for name in set(given) if not _has_content(find_file(name, *places))}
-        bad = [row for row, name in given.items() if name in empty]
-        _refuse(path, rows, rows.index.isin(bad), column, f"a missing or empty file below {root}")
-    for column in [name for name in rows if name.endswith("_bytes")]:
-        videos = rows[column.replace("_bytes", "_video")]
-        files = {name: root / name for name in videos[rows[column].notna()].unique()}
-        sizes = {name: file.stat().st_size for name, file in files.items() if file.is_file()}
-        changed = videos.isin(sizes) & (videos.map(sizes) != rows[column])  # folders: 00 looks again
-        _refuse(path, rows, changed, column, "a video that has changed since notebook 00 looked at it")
-    kinds = ("_bytes", "_depth", "_fps", "_rotate", "skeleton", "skeleton_digest")
-    more = [name for name in rows if name.endswith(kinds)]
-    identity = rows[[*REQUIRED_COLUMNS, *more]].to_csv(index=False)
-    return Manifest(path.stem, rows, tuple(classes), root, digest(identity.encode()), path.parent)
+        return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(kind, entry, where) for entry in error.errors())) from None
 
 
-def _has_content(path: Path) -> bool:
-    if path.is_dir():
-        return any(path.iterdir())
-    return path.is_file() and path.stat().st_size > 0
-
-
-def _refuse(path: Path, rows: pd.DataFrame, wrong: pd.Series, column: str, fault: str) -> None:
-    if not wrong.any():
-        return
-    faulty = rows[wrong]
-    listed = ", ".join(
-        f"line {number + 2}: {value}" for number, value in faulty[column].head(MAX_LISTED).items()
-    )
-    more = f" and {len(faulty) - MAX_LISTED} more" if len(faulty) > MAX_LISTED else ""
-    raise ValueError(
-        f"{path}: {len(faulty)} of {len(rows)} rows have {fault} in `{column}` ({listed}{more}); "
-        f"mend these rows or run notebook 00_data again"
-    )
+def _explain(kind: type, error: Mapping[str, Any], where: str) -> str:
+    """One of pydantic's errors on a `kind`: the place in the card, the field, and what is valid there."""
+    names = list(error["loc"])
+    field_at_fault = names.pop() if error["type"] in ("missing", "unexpected_keyword_argument") else None
+    for name in names:
+        if is_dataclass(kind):
+            where, kind = f"{where}: {name}", get_type_hints(kind)[name]
+            kind = kind if NoneType not in get_args(kind) else get_args(kind)[0]  # of `kind | None`
+        else:
+            where, kind = f"{where}.{name}", (get_args(kind) or [object])[-1]
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            valid = ", ".join(entry.name for entry in fields(kind))
+            return f"{where}: unknown {field_at_fault}; valid fields are {valid}"
+        case "missing":
+            place = f"entry {field_at_fault}" if isinstance(field_at_fault, int) else field_at_fault
+            return f"{where}: missing {place}"
+        case "dataclass_type":
+            return f"{where}: expected fields of {kind.__name__}, got {error['input']!r}"
+        case "value_error":  # of the dataclass itself
+            return f"{where}: {error['ctx']['error']}"
+    return f"{where} {error['msg'].removeprefix('Input ')}, got {error['input']!r}"

@@ -12,16 +12,8 @@ import torch
 from torch import nn
 
 from uniego_utils.backbones import create_backbone
-from uniego_utils.cards import (
-    CLASSES_FILE,
-    PROJECT,
-    Card,
-    Manifest,
-    MethodCard,
-    Preset,
-    load_card,
-    load_manifest,
-)
+from uniego_utils.cards import CLASSES_FILE, PROJECT, Card, MethodCard, Preset, load_card
+from uniego_utils.data.manifests import Manifest, load_manifest
 from uniego_utils.data.video import ClipDataset
 from uniego_utils.methods import METHODS, Method, proxy_of
 from uniego_utils.parameters import REQUIRED, check_value, declared_types, unknown_parameters

@@ -36,6 +36,7 @@ from uniego_utils.runs import (
 from uniego_utils.sources import load_student
 from uniego_utils.students import SPLITS, describe_training, finish_student
 from uniego_utils.training import Learner, read_metrics, write_history
+from uniego_utils.unpickle import read_checkpoint
 
 BACKBONE = "timesformer"  # the only one with an official layout
 NEEDED = ("cls_token", "pos_embed", "time_embed", "head.weight")  # what makes it a divided TimeSformer
@@ -61,7 +62,10 @@ def read_official(path: Path) -> tuple[Tensors, Tensors]:
             a projection that does not start from the feature. The message names file and entry.
     """
     path = Path(path)
-    content = _load(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; give a checkpoint of the official code (.pyth)")
+    cure = "load it elsewhere and save its `model_state` alone, in a dict"
+    content = read_checkpoint(path, cure)
     state = content.get("model_state") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         held = list(map(str, content)) if isinstance(content, Mapping) else [type(content).__name__]
@@ -162,25 +166,6 @@ def export_student(folder: Path, path: Path) -> None:
     write_official(path, weights, projection)
     if weights["cls_token"].numel() != SIZES["base"]["width"] or "patch_embed.proj.weight" not in weights:
         print(f"{folder.name}: no B/16, so {path} is for this suite alone; the official code would skip it")
-
-
-def _load(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; give a checkpoint of the official code (.pyth)")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in every way
-        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} holds other Python objects than tensors ({foreign[1]}), and loading them could run "
-                f"code; where you trust it, load it elsewhere and save its `model_state` alone, in a dict"
-            ) from None
-        reason = (str(error).strip().splitlines() or ["it ends early"])[0][:160]
-        raise ValueError(
-            f"{path} is damaged or was not written by torch.save ({reason}); download it again"
-        ) from None
 
 
 def _parse(state: Mapping[str, Tensor], path: Path) -> tuple[Tensors, Tensors]:

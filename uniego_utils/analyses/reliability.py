@@ -14,7 +14,7 @@ import torch
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.experiment import Experiment
 from uniego_utils.methods import START, Method, proxy_of
 from uniego_utils.sources import Sources, proxy_outputs

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from uniego_utils.cards import MAX_LISTED
+from uniego_utils.data.tables import MAX_LISTED
 
 Features = np.ndarray | Tensor
 Labels = Sequence | np.ndarray | Tensor

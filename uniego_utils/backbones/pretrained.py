@@ -5,8 +5,6 @@ file or folder, e.g. one folder with an entry for every pretrained model.
 """
 
 import hashlib
-import pickle
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +12,10 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from uniego_utils.runs import read_json
+from uniego_utils.unpickle import read_checkpoint
 
 CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")  # what the hub's repositories call their weights
 SUFFIXES = (".safetensors", ".pth", ".pyth", ".pt", ".bin")
@@ -119,13 +117,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path = found[0]
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; download these weights again")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except (OSError, MemoryError, _ForeignObjects):
-        raise
-    except Exception as error:  # damaged bytes make the readers raise nearly anything
-        reason = (str(error).strip().splitlines() or ["it ends early"])[0][:160]
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}); download it again") from None
+    content = read_checkpoint(path, "save its tensors alone as safetensors and give that file")
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
@@ -134,22 +126,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} holds no mapping of names to tensors; save the model's `state_dict()` as safetensors"
         )
     return dict(content)
-
-
-class _ForeignObjects(ValueError):
-    """A pickle with other Python objects than tensors in it."""
-
-
-def _read_pickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
-            raise _ForeignObjects(
-                f"{path} holds other Python objects than tensors ({foreign[1]}), and loading them could run "
-                f"code; where you trust it, save its tensors alone as safetensors and give that file"
-            ) from None
-        raise
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a dataset's official annotations say, before anyone has looked at its videos."""
+"""What a dataset's official annotations say, before its videos are inspected."""
 
 import io
 import json
@@ -20,10 +20,10 @@ KINDS = {dict: "a mapping", list: "a list", str: "a text", int: "an integer"}
 
 @dataclass(frozen=True)
 class Annotated:
-    """The clips of a dataset as annotated, and what people should know about them.
+    """The clips of a dataset as annotated.
 
     `clips` has the manifest's columns (see `manifests.py`), `split` and `reason`: why a clip cannot be used,
-    as far as annotations alone tell; NaN where they find nothing wrong. Paths of videos are relative to the
+    as far as annotations alone show; NaN where it can. Paths of videos are relative to the
     data root. An `end_s` of NaN means until the end of the videos.
     """
 
@@ -95,13 +95,6 @@ def read_table(
     return table
 
 
-def refuse_lines(path: Path, wrong: pd.Series, fault: str) -> None:
-    """An error if any row is wrong; the index of `wrong` says the lines."""
-    if wrong.any():
-        lines = ", ".join(map(str, wrong.index[wrong][:5]))
-        raise ValueError(f"{path}: {wrong.sum()} rows have {fault} (first lines: {lines}); mend the table")
-
-
 def entry(content: dict, key: str, kind: type, where: str) -> dict | list | str | int:
     """What a file holds under `key`, or an error; `where` names the file and the place in it."""
     value = content.get(key) if isinstance(content, dict) else None
@@ -113,10 +106,10 @@ def entry(content: dict, key: str, kind: type, where: str) -> dict | list | str 
 def number(value: object) -> float:
     """A number of an annotation; NaN where there is none."""
     try:
-        found = float(value)
+        result = float(value)
     except (TypeError, ValueError):
         return np.nan
-    return found if math.isfinite(found) else np.nan
+    return result if math.isfinite(result) else np.nan
 
 
 def with_checked_times(clips: pd.DataFrame) -> pd.DataFrame:
@@ -144,9 +137,9 @@ def require_file(path: Path, source: str, layout: str) -> Path:
 def split_off(clips: pd.DataFrame, by: str, share: float, split: str) -> pd.DataFrame:
     """Give about `share` of the training groups (takes, people), at least one, to another split.
 
-    Where the official validation set serves as the paper's test, none is left to choose models on: so it is
-    taken from the training clips. The choice hangs on the groups' names alone and stays when clips are added;
-    a group is passed over if a class would have no training clips left without it.
+    Where the official validation set serves as the paper's test, none is left to choose models on: so one is
+    taken from the training clips. Which groups go depends on their names alone, so it stays the same when
+    clips are added; a group is passed over if a class would have no training clips left without it.
 
     Args:
         clips: with `split`, `label` and the column `by`, which names the groups.

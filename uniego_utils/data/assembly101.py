@@ -18,10 +18,10 @@ from uniego_utils.data.annotated import (
     Annotated,
     read_table,
     read_text,
-    refuse_lines,
     split_off,
     with_checked_times,
 )
+from uniego_utils.data.tables import refuse_rows
 
 SOURCE = "https://huggingface.co/datasets/cvml-nus/assembly101"
 LAYOUT = (
@@ -126,8 +126,8 @@ def _fine_rows(path: Path, settings: Settings) -> pd.DataFrame:
     columns = ("id", "video", "start_frame", "end_frame", "verb_id", "verb_cls", "action_cls")
     rows = read_table(path, SOURCE, LAYOUT, columns)
     place = rows["video"].str.removesuffix(".mp4").str.partition("/")
-    refuse_lines(path, ~place[2].fillna("").astype(bool), "a video that is no <sequence>/<view>.mp4")
-    refuse_lines(path, rows["id"].isna(), "no id")
+    refuse_rows(path, ~place[2].fillna("").astype(bool), "a video that is no <sequence>/<view>.mp4")
+    refuse_rows(path, rows["id"].isna(), "no id")
     for name in ("start_frame", "end_frame", "verb_id"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce")
     rows = rows.assign(take=place[0])[place[2].isin(settings.ego_views)]
@@ -178,8 +178,8 @@ def _coarse_labels(path: Path) -> pd.DataFrame:
     rows = read_table(path, SOURCE, LAYOUT, tuple(columns), "\t", columns)
     for name in ("first", "last"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce")
-    refuse_lines(path, rows.isna().any(axis=1), "no two frame numbers and a label")
-    refuse_lines(path, rows["last"] <= rows["first"], "an end that is not after its start")
+    refuse_rows(path, rows.isna().any(axis=1), "no two frame numbers and a label")
+    refuse_rows(path, rows["last"] <= rows["first"], "an end that is not after its start")
     return rows
 
 
@@ -215,10 +215,10 @@ class HandPoses:
             round(clip["start_s"] * self.fps) : round(clip["end_s"] * self.fps)
         ]
         wanted = round((clip["end_s"] - clip["start_s"]) * self.fps)
-        seen = poses[np.isfinite(poses).all((1, 2, 3)) & (poses != 0).any((2, 3)).all(1)]
-        if len(seen) < max(1, self.min_share * wanted):
+        complete = poses[np.isfinite(poses).all((1, 2, 3)) & (poses != 0).any((2, 3)).all(1)]
+        if len(complete) < max(1, self.min_share * wanted):
             raise ValueError(f"both hands in less than {self.min_share:.0%} of its poses")
-        return {"joints_3d": torch.from_numpy(seen.transpose(1, 0, 2, 3) * np.float32(self.unit_m))}
+        return {"joints_3d": torch.from_numpy(complete.transpose(1, 0, 2, 3) * np.float32(self.unit_m))}
 
     def _path(self, clip: pd.Series) -> Path:
         return self.folder / f"{clip['take']}.json"

@@ -16,10 +16,10 @@ from uniego_utils.data.annotated import (
     number,
     read_annotation,
     read_table,
-    refuse_lines,
     split_off,
     with_checked_times,
 )
+from uniego_utils.data.tables import refuse_rows
 
 SOURCE = "`egoexo -o <data_root> --parts metadata annotations downscaled_takes/448` (https://docs.ego-exo4d-data.org)"
 LAYOUT = (
@@ -150,10 +150,10 @@ def _named_cameras(path: Path) -> dict[str, list[tuple[float, str]]]:
     content = entry(read_annotation(path, SOURCE, LAYOUT), "annotations", dict, str(path))
     return {
         uid: [
-            (number(told.get("timestamp")), camera)
+            (number(description.get("timestamp")), camera)
             for annotator in annotators
-            for told in entry(annotator, "descriptions", list, f"{path}, take {uid}")
-            if (camera := (told.get("best_exo") or {}).get("cam_id"))
+            for description in entry(annotator, "descriptions", list, f"{path}, take {uid}")
+            if (camera := (description.get("best_exo") or {}).get("cam_id"))
         ]
         for uid, annotators in content.items()
     }
@@ -174,8 +174,8 @@ def _labels(clips: pd.DataFrame, root: Path, settings: Settings) -> dict[int, st
         table = read_table(path, SOURCE, LAYOUT, ("label_id", "step_unique_id", "step_name"))
         for name in ("label_id", "step_unique_id"):
             table[name] = pd.to_numeric(table[name], errors="coerce")
-            refuse_lines(path, table[name].isna(), f"a {name} that is no number")
-        refuse_lines(path, table["step_name"].isna(), "no step_name")
+            refuse_rows(path, table[name].isna(), f"a {name} that is no number")
+        refuse_rows(path, table["step_name"].isna(), "no step_name")
         table = table.sort_values("label_id")
         given = pd.Series(table["step_name"].to_numpy(), table["step_unique_id"])
     else:  # a step without training clips cannot be learnt

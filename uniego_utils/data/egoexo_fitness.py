@@ -73,20 +73,20 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     rows = []
     for record, content in actions.items():
         where = f"{actions_path}, record {record}"
-        for place, told in enumerate(entry(content, "action_info", list, where)):
-            if not _is_action(told):
+        for place, triple in enumerate(entry(content, "action_info", list, where)):
+            if not _is_action(triple):
                 raise ValueError(
-                    f"{where}: action_info {place} is {told!r}, not three integers (action, first and last "
+                    f"{where}: action_info {place} is {triple!r}, not three integers (action, first and last "
                     f"frame); get the file again from {SOURCE}"
                 )
-            action, start, end = map(number, told)
+            action, start, end = map(number, triple)
             sequence = _sequence_of(start, named.get(record, {}))
             sides = {name.startswith(settings.train_prefix) for name in named.get(record, {})}
             is_train = sequence.startswith(settings.train_prefix) if sequence else sides == {True}
             clip = {
                 "take": f"{record}_{sequence}" if sequence else record,
                 "subject": record,
-                "label": classes[int(action) - 1] if 0 < action <= len(classes) else f"action {told[0]}",
+                "label": classes[int(action) - 1] if 0 < action <= len(classes) else f"action {triple[0]}",
                 "start_s": (start - 1) / settings.fps,  # numbered from 1; both ends are in the clip
                 "end_s": end / settings.fps,
                 "split": "train" if is_train else "test",
@@ -122,19 +122,19 @@ def _records(meta: dict, path: Path) -> dict[str, dict]:
     return records
 
 
-def _is_action(told: object) -> bool:
+def _is_action(triple: object) -> bool:
     """Whether these are three integers, or nothing (null, NaN) in place of one."""
-    if not isinstance(told, list) or len(told) != 3:
+    if not isinstance(triple, list) or len(triple) != 3:
         return False
-    return all(value is None or type(value) is int or value != value for value in told)
+    return all(value is None or type(value) is int or value != value for value in triple)
 
 
 def _named_sequences(substeps: dict, path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """Record -> sequence name -> its first and last frame: only the sub-step annotations give names."""
     named: dict[str, dict[str, tuple[int, int]]] = {}
-    for key, told in entry(substeps, "database", dict, str(path)).items():
+    for key, sequence in entry(substeps, "database", dict, str(path)).items():
         if match := SEQUENCE.fullmatch(key):
-            span = tuple(entry(told, side, int, f"{path}, {key}") for side in ("seq_st", "seq_ed"))
+            span = tuple(entry(sequence, side, int, f"{path}, {key}") for side in ("seq_st", "seq_ed"))
             named.setdefault(match[1], {})[match[2]] = span
     return named
 

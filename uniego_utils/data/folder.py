@@ -1,4 +1,4 @@
-"""Clips of people's own videos, listed in one table."""
+"""Clips of your own videos, listed in one table."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uniego_utils.data.annotated import SPLITS, Annotated, read_table, refuse_lines, split_off
+from uniego_utils.data.annotated import SPLITS, Annotated, read_table, split_off
+from uniego_utils.data.tables import refuse_rows
 
 OPTIONAL = (
     "clip_id",
@@ -24,6 +25,7 @@ OPTIONAL = (
     "exo_rotate",
 )
 TURNS = (0, 90, 180, 270)  # degrees clockwise
+SOURCE = "a spreadsheet of your videos, saved as CSV"
 LAYOUT = f"labels.csv with the column ego_video and, as there are, {', '.join(OPTIONAL)}"
 
 
@@ -52,37 +54,36 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     Raises:
         FileNotFoundError: no such table.
         ValueError: no table in UTF-8; unknown columns; rows without a video, a label or a known split, with
-            numbers that are none or names that are not their own.
+            a cell that should be a number and is not, or with the clip_id of another row.
     """
     path = Path(root) / settings.labels
-    rows = read_table(path, "your own hand", LAYOUT, ("ego_video",))
+    rows = read_table(path, SOURCE, LAYOUT, ("ego_video",))
     if unknown := set(rows) - {"ego_video", *OPTIONAL}:
         raise ValueError(f"{path}: unknown columns {', '.join(sorted(unknown))}; expected {LAYOUT}")
-    refuse_lines(path, rows["ego_video"].isna(), "no ego_video")
-    refuse_lines(path, rows["ego_video"].isin([".", "..", "/"]), "an ego_video that names no file")
+    refuse_rows(path, rows["ego_video"].isna(), "no ego_video")
+    refuse_rows(path, rows["ego_video"].isin([".", "..", "/"]), "an ego_video that names no file")
     _read_numbers(rows, path)
     inferred = {}
     if "label" not in rows:
         rows["label"] = [Path(name).parent.name for name in rows["ego_video"]]
         inferred["label"] = "labels.csv has no column label: the name of the folder that holds the video"
-    refuse_lines(path, rows["label"].isna() | (rows["label"] == ""), "no label")
+    refuse_rows(path, rows["label"].isna() | (rows["label"] == ""), "no label")
     rows["take"] = [Path(name).with_suffix("").as_posix() for name in rows["ego_video"]]
     rows["subject"] = rows["subject"].fillna(rows["take"]) if "subject" in rows else rows["take"]
     for column in ("exo_video", "end_s"):
         rows[column] = rows.get(column, np.nan)
     rows["start_s"] = rows.get("start_s", pd.Series(np.nan, rows.index)).fillna(0.0)
     if "split" in rows:
-        refuse_lines(path, ~rows["split"].isin(SPLITS), f"a split other than {', '.join(SPLITS)}")
+        refuse_rows(path, ~rows["split"].isin(SPLITS), f"a split other than {', '.join(SPLITS)}")
     else:
         rows["split"] = "train"
         for split, share in (("test", settings.test_share), ("val", settings.val_share)):
             rows = split_off(rows, "subject", share, split)
         inferred["split"] = "labels.csv has no column split: people (or videos) are dealt out by their names"
     if "clip_id" in rows:
-        refuse_lines(path, rows["clip_id"].isna(), "no clip_id")
-        twice = rows["clip_id"].duplicated(keep=False)
-        names = ", ".join(rows.loc[twice, "clip_id"].unique()[:5])
-        refuse_lines(path, twice, f"a clip_id that others have ({names})")
+        refuse_rows(path, rows["clip_id"].isna(), "no clip_id")
+        shared = rows["clip_id"].duplicated(keep=False)
+        refuse_rows(path, shared, "a clip_id that others have", rows["clip_id"])
     else:
         rows["clip_id"] = [f"clip_{number:06d}" for number in range(len(rows))]
     clips = rows.assign(reason=np.nan).reset_index(drop=True)
@@ -103,8 +104,8 @@ def _read_numbers(rows: pd.DataFrame, path: Path) -> None:
             continue
         given = rows[column].notna()
         rows[column] = pd.to_numeric(rows[column], errors="coerce").replace([np.inf, -np.inf], np.nan)
-        refuse_lines(path, given & rows[column].isna(), f"no number in {column}")
+        refuse_rows(path, given & rows[column].isna(), f"no number in {column}")
         if column.endswith("_fps"):
-            refuse_lines(path, rows[column] <= 0, f"{column} not above 0")
+            refuse_rows(path, rows[column] <= 0, f"{column} not above 0")
         if column.endswith("_rotate"):
-            refuse_lines(path, given & ~rows[column].isin(TURNS), f"{column} other than 0, 90, 180, 270")
+            refuse_rows(path, given & ~rows[column].isin(TURNS), f"{column} other than 0, 90, 180, 270")

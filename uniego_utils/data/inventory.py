@@ -1,4 +1,4 @@
-"""What lies on disk: every video's length, rate, size and faults, found out once and kept in a table."""
+"""The inventory: length, rate, size and faults of every video on disk, measured once and kept in a table."""
 
 import os
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from uniego_utils.data.video import PICTURE, SPAN_TOLERANCE_S, VideoError, list_
 from uniego_utils.runs import written_whole
 
 COLUMNS = ("bytes", "mtime", "fps", "frames", "seconds", "width", "height", "rotation", "fault")
-FLUSH_EVERY = 300  # files looked at between two writes of the cache
+FLUSH_EVERY = 300  # files inspected between two writes of the cache
 RATE_TOLERANCE_S = 0.1  # frames may be off an even rate by so much: clips are cut by time
 ABSENT, EMPTY = "absent", "empty file"
 
@@ -23,12 +23,12 @@ ABSENT, EMPTY = "absent", "empty file"
 def inspect_videos(
     paths: Iterable[str], root: Path, cache: Path, workers: int = 4, progress: bool = True
 ) -> pd.DataFrame:
-    """Look at every video once; a second run only looks at files that are new or have changed.
+    """Inspect every video once; a second run only opens files that are new or have changed.
 
     Args:
         paths: video files or folders of numbered pictures, relative to `root`.
-        cache: CSV that keeps what was found, by path, modification time and size.
-        workers: files looked at in parallel.
+        cache: CSV that keeps the results, by path, modification time and size.
+        workers: files inspected in parallel.
 
     Returns:
         One row a path, indexed by it: `bytes`; `mtime` in nanoseconds; `fps`, `seconds` (NaN for folders,
@@ -41,10 +41,10 @@ def inspect_videos(
     known = _read_cache(cache)
     stamps = {path: _stamp(root / path) for path in paths}
     todo = [path for path in paths if stamps[path] and not _unchanged(known.get(path), stamps[path])]
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda path: _inspect(root / path), todo)
-        found = tqdm(found, "inspect videos", len(todo), disable=not progress, leave=False)
-        for number, (path, row) in enumerate(zip(todo, found, strict=True), start=1):
+    with ThreadPoolExecutor(workers) as executor:
+        results = executor.map(lambda path: _inspect(root / path), todo)
+        results = tqdm(results, "inspect videos", len(todo), disable=not progress, leave=False)
+        for number, (path, row) in enumerate(zip(todo, results, strict=True), start=1):
             known[path] = row
             if number % FLUSH_EVERY == 0:
                 _write_cache(cache, known)
@@ -77,7 +77,7 @@ def _read_cache(cache: Path) -> dict[str, dict]:
         return {}
     table = pd.read_csv(cache, dtype={"path": str, "fault": str}, keep_default_na=True)
     if list(table) != ["path", *COLUMNS]:
-        return {}  # of an older version: look again
+        return {}  # of an older version: inspect again
     return {row.pop("path"): row for row in table.to_dict("records")}
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from uniego_utils.backbones.pretrained import find_weights, from_hub, load_transformers
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import MAX_EMPTY, layout_of, skeleton_file, write_skeleton
 from uniego_utils.data.video import frame_indices, open_clip, sample_times
 from uniego_utils.runs import digest, read_json, read_notes, write_json
@@ -60,11 +60,11 @@ class Estimator:
         """People in frames (T, H, W, 3) uint8: (n, 4) left, top, right, bottom in pixels, for each frame."""
         height, width = frames.shape[1:3]
         inputs = self.detector_input(list(frames), return_tensors="pt").to(self.detector.device)
-        found = self.detector_input.post_process_object_detection(
+        detections = self.detector_input.post_process_object_detection(
             self.detector(**inputs), threshold, [(height, width)] * len(frames)
         )
         people = []
-        for entry in found:
+        for entry in detections:
             boxes = entry["boxes"][entry["labels"] == self.person].float().cpu().numpy()
             boxes = boxes.clip(0, [width, height] * 2)
             people.append(boxes[(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(1)])
@@ -78,7 +78,7 @@ class Estimator:
             frames: (T, H, W, 3) uint8.
             boxes: (n, 4) for each frame, as `detect` gives them; N is how many there are in all.
         """
-        corners = [np.concatenate([own[:, :2], own[:, 2:] - own[:, :2]], 1).tolist() for own in boxes]
+        corners = [np.concatenate([frame[:, :2], frame[:, 2:] - frame[:, :2]], 1).tolist() for frame in boxes]
         inputs = self.poser_input(list(frames), boxes=corners, return_tensors="pt").to(self.poser.device)
         poses = self.poser_input.post_process_pose_estimation(self.poser(**inputs), corners)
         flat = [pose for frame in poses for pose in frame]
@@ -131,22 +131,22 @@ def follow(last: list[np.ndarray], boxes: np.ndarray, persons: int) -> dict[int,
         last: (4,) the last box of each person so far; brought up to date here.
         boxes: (n, 4) left, top, right, bottom in pixels.
     """
-    mine: dict[int, int] = {}
+    track: dict[int, int] = {}
     if last and len(boxes):
         before = np.stack(last)
         distance = np.linalg.norm(_centres(before)[:, None] - _centres(boxes)[None], axis=-1)
         reach = (before[:, 2:] - before[:, :2]).max(1)
         out_of_reach = distance > reach[:, None]
         pairs = linear_sum_assignment(np.where(out_of_reach, 1e6, distance))
-        mine = {int(p): int(b) for p, b in zip(*pairs, strict=True) if not out_of_reach[p, b]}
+        track = {int(p): int(b) for p, b in zip(*pairs, strict=True) if not out_of_reach[p, b]}
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     for box in np.argsort(-area, kind="stable"):
-        if len(last) < persons and box not in mine.values():
-            mine[len(last)] = int(box)
+        if len(last) < persons and box not in track.values():
+            track[len(last)] = int(box)
             last.append(boxes[box])
-    for person, box in mine.items():
+    for person, box in track.items():
         last[person] = boxes[box]
-    return mine
+    return track
 
 
 def _centres(boxes: np.ndarray) -> np.ndarray:
@@ -213,11 +213,11 @@ def _digest_of(folder: Path | None) -> str:
 def _made(manifest: Manifest, row: int, view: str, settings: Settings, models: dict[str, str]) -> str:
     """What a clip's skeleton depends on, as JSON."""
     video = manifest.path(row, f"{view}_video").stat()
-    told = manifest.rows.iloc[row]
+    clip = manifest.rows.iloc[row]
     columns = (f"{view}_video", f"{view}_fps", f"{view}_rotate", "start_s", "end_s")
     how = {key: value for key, value in asdict(settings).items() if key != "frames_per_pass"}
     stamp = {"bytes": video.st_size, "mtime": video.st_mtime_ns}
-    return json.dumps({name: str(told[name]) for name in columns if name in told} | how | models | stamp)
+    return json.dumps({name: str(clip[name]) for name in columns if name in clip} | how | models | stamp)
 
 
 def _read_record(path: Path, made: str) -> dict[str, object] | None:
@@ -243,14 +243,14 @@ def _clip_joints(
     last: list[np.ndarray] = []
     for first in range(0, count, settings.frames_per_pass):
         frames = video.read(indices[first : first + settings.frames_per_pass])
-        found = estimator.detect(frames, settings.threshold)
-        whose = [follow(last, boxes, settings.persons) for boxes in found]
-        seen = [number for number, mine in enumerate(whose) if mine]
-        if not seen:
+        boxes = estimator.detect(frames, settings.threshold)
+        tracks = [follow(last, frame_boxes, settings.persons) for frame_boxes in boxes]
+        occupied = [number for number, track in enumerate(tracks) if track]
+        if not occupied:
             continue
-        boxes = [found[number][list(whose[number].values())] for number in seen]
-        places = [(person, first + number) for number in seen for person in whose[number]]
+        boxes = [boxes[number][list(tracks[number].values())] for number in occupied]
+        places = [(person, first + number) for number in occupied for person in tracks[number]]
         persons, times = (list(axis) for axis in zip(*places, strict=True))
-        joints[persons, times], scores[persons, times] = estimator.joints(frames[seen], boxes)
+        joints[persons, times], scores[persons, times] = estimator.joints(frames[occupied], boxes)
     height, width = frames.shape[1:3]
     return joints, scores, (width, height)

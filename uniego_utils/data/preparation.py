@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from uniego_utils.cards import CARDS, CLASSES_FILE, Manifest, from_mapping, load_card, merged
+from uniego_utils.cards import CARDS, CLASSES_FILE, from_mapping, load_card, merged
 from uniego_utils.data import pose
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import (
     convert_npz,
     convert_pyskl,
@@ -69,7 +70,8 @@ def prepare_data(
             that the dataset publishes or, if it publishes none, estimated from the exo videos.
 
     Returns:
-        The experiment, with the classes that the annotations name if the card names none; and what was found.
+        The experiment, with the classes that the annotations name if the card names none; and its clips'
+        counts.
 
     Raises:
         ValueError: unknown settings, more unusable clips than allowed, a class or split without clips.
@@ -95,7 +97,7 @@ def prepare_data(
         annotated = replace(annotated, skeleton=given_skeletons(experiment, skeletons))
     published = {"skeleton"} if annotated.skeleton is not None else set()
     listed = {column for column in needs if column in annotated.clips}
-    annotated = replace(annotated, clips=_told_of_blanks(annotated.clips, listed - published))
+    annotated = replace(annotated, clips=_with_reason_for_blanks(annotated.clips, listed - published))
     published |= listed
     summary = write_manifests(
         experiment.card,
@@ -112,7 +114,7 @@ def prepare_data(
     return replace(experiment, card=replace(experiment.card, classes=classes)), summary
 
 
-def _told_of_blanks(clips: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+def _with_reason_for_blanks(clips: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """Clips that teachers see but whose table names no skeleton get a reason."""
     for column in columns:
         blank = clips[column].isna() & clips["split"].isin(WITH_SKELETON) & clips["reason"].isna()

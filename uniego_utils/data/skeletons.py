@@ -1,21 +1,18 @@
 """Skeletons: joint layouts, the suite's file format, and what other formats are converted from.
 
-A skeleton file is a safetensors file whose frames span its clip evenly, at a rate of their own:
+A skeleton file is a safetensors file whose frames span its clip evenly, at any rate:
 
 - `joints_3d` (T, V, 3) or (M, T, V, 3), metres, of M persons or hands; and/or
 - `exo_joints_2d` (T, V, 2) or (M, T, V, 2), pixels, x to the right and y down; with `exo_scores` (T, V) or
   (M, T, V), confidence 0..1, and `size` (2,), width and height of the picture. `ego_...` likewise.
 
-Where a score is 0, the joint was not found and its place is a guess: between the frames where it was found
+Where a score is 0, the joint was not detected and its place is a guess: between the frames where it was
 or, if there are none, the middle of the person's other joints. Persons who are mostly absent are left out,
 and a clip without any gets no file: zeros never stand for a skeleton.
 """
 
-import codecs
-import pickle
 import zipfile
 import zlib
-from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +25,7 @@ from torch import Tensor
 
 from uniego_utils.mocap import motions as mocap
 from uniego_utils.runs import read_tensors, write_tensors
+from uniego_utils.unpickle import read_arrays
 
 MAX_EMPTY = 0.5  # share of a clip's frames without a person, above which that person is left out
 
@@ -225,12 +223,12 @@ def write_skeleton(
 ) -> dict[str, object]:
     """Write a clip's skeleton file, unless nobody is in it; what was written and guessed, or why not.
 
-    A joint counts as found if it lies elsewhere than in the origin and has a score above 0. What is missing
-    is guessed as the module says.
+    A joint counts as detected if it lies elsewhere than in the origin and has a score above 0. The place of
+    any other is guessed, see the module's docstring.
 
     Args:
         joints: (M, T, V, 3) metres, or (M, T, V, 2) pixels.
-        scores: (M, T, V) confidence 0..1 of joints in pixels; None: 1 for every joint that is found.
+        scores: (M, T, V) confidence 0..1 of joints in pixels; None: 1 for every joint that is detected.
         size: width and height in pixels of the picture that joints in pixels belong to.
         view: whose picture that is.
         max_empty: persons absent from more than this share of the frames are left out.
@@ -253,48 +251,48 @@ def write_skeleton(
     planar = joints.shape[-1] == 2
     if planar and (size is None or min(size) < 1):
         raise ValueError(f"{path}: joints in pixels need the picture's width and height, not {size}")
-    found = joints.any(-1)
+    detected = joints.any(-1)
     if scores is not None:
         scores = np.asarray(scores, dtype=np.float32)
-        if scores.shape != found.shape:
+        if scores.shape != detected.shape:
             raise ValueError(f"{path}: scores of shape {scores.shape} for joints of shape {joints.shape}")
         if not np.isfinite(scores).all():
             return record | {"reason": "scores that are not finite"}
-        found &= scores > 0
-    absent = ~found.any(2)  # (M, T)
+        detected &= scores > 0
+    absent = ~detected.any(2)  # (M, T)
     record["empty_frames"] = int(absent.sum(1).min())
     kept = (absent.mean(1) <= max_empty) & ~absent.all(1)
     if not kept.any():
         return record | {"reason": f"nobody in {record['empty_frames']} of {frames} frames"}
-    found = found[kept]
-    record |= {"persons": int(kept.sum()), "guessed": float(1 - found.mean())}
-    tensors = {"joints_3d": torch.from_numpy(fill_gaps(joints[kept], found))}
+    detected = detected[kept]
+    record |= {"persons": int(kept.sum()), "guessed": float(1 - detected.mean())}
+    tensors = {"joints_3d": torch.from_numpy(fill_gaps(joints[kept], detected))}
     if planar:
-        own = found if scores is None else np.where(found, scores[kept].clip(0, 1), 0)
+        confidence = detected if scores is None else np.where(detected, scores[kept].clip(0, 1), 0)
         tensors = {
             f"{view}_joints_2d": tensors["joints_3d"],
-            f"{view}_scores": torch.from_numpy(own.astype(np.float32)),
+            f"{view}_scores": torch.from_numpy(confidence.astype(np.float32)),
             "size": torch.tensor(size, dtype=torch.float32),
         }
     write_tensors(path, tensors, {**(notes or {}), **{name: str(value) for name, value in record.items()}})
     return record
 
 
-def fill_gaps(joints: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Places for joints that were not found, from those that were; every person has at least one.
+def fill_gaps(joints: np.ndarray, detected: np.ndarray) -> np.ndarray:
+    """Places for joints that were not detected, from those that were; every person has at least one.
 
     Args:
         joints: (M, T, V, C).
-        found: (M, T, V) bool.
+        detected: (M, T, V) bool.
 
     Returns:
-        (M, T, V, C): linear between the frames where the joint was found, constant before and after them; a
-        joint that never was lies in the middle of the others of its frame.
+        (M, T, V, C): linear between the frames where the joint was detected, constant before and after them;
+        a joint that never was lies in the middle of the others of its frame.
     """
     filled, times = joints.copy(), np.arange(joints.shape[1])
-    ever = found.any(1)  # (M, V)
-    for person, joint in np.argwhere(ever & ~found.all(1)):
-        there = found[person, :, joint]
+    ever = detected.any(1)  # (M, V)
+    for person, joint in np.argwhere(ever & ~detected.all(1)):
+        there = detected[person, :, joint]
         for series, known in zip(filled[person, :, joint].T, joints[person, :, joint].T, strict=True):
             series[~there] = np.interp(times[~there], times[there], known[there])
     for person, joint in np.argwhere(~ever):
@@ -330,7 +328,9 @@ def convert_pyskl(
         ValueError: damaged, other objects in it (they are named), or not that format.
     """
     path, joints = Path(path), layout_of(layout)
-    content = _read_pickle(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; download the skeletons first")
+    content = read_arrays(path, "save its arrays as npz and convert these")
     if not isinstance(content, Mapping) or not isinstance(content.get("annotations"), list):
         raise ValueError(f"{path} is no mapping with a list `annotations`; give a pickle in pyskl's format")
     splits: dict[str, list[str]] = {}
@@ -373,7 +373,7 @@ def convert_npz(
     rows = {}
     for path in map(Path, paths):
         if path.stem in rows:
-            raise ValueError(f"{path}: another file has this name; clips need names of their own")
+            raise ValueError(f"{path}: another file has this name; rename one of them")
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
@@ -406,80 +406,3 @@ def _convert(
         Path(folder) / name, layout, joints, scores, tuple(map(int, size)), view, max_empty
     )
     return {"skeleton": "" if record["reason"] else str(name), **record}
-
-
-class _Type:
-    """Stands for numpy's dtype in a pickle: numpy itself would take a forged state, and crash or worse."""
-
-    def __init__(self, code: str, *_: object):
-        self.type = np.dtype(code)
-        if self.type.kind not in "biufUS":
-            raise pickle.UnpicklingError(f"an array of {code}")
-
-    def __setstate__(self, state: tuple) -> None:
-        self.type = self.type.newbyteorder(state[1])
-
-
-class _Array:
-    """Stands for numpy's array in a pickle."""
-
-    values: np.ndarray
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, kind, fortran, data = state
-        self.values = _from_buffer(data, kind, shape, "F" if fortran else "C")
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.values, dtype, copy=copy)
-
-
-def _from_buffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return np.frombuffer(data, kind.type).reshape(shape, order=order)
-
-
-def _scalar(kind: _Type, data: bytes) -> np.generic:
-    return np.frombuffer(data, kind.type)[0]
-
-
-ALLOWED = {  # all that a pickle may name: what arrays and plain containers are made of
-    ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
-    ("_codecs", "encode"): codecs.encode,  # how Python 3 writes bytes for Python 2
-    **{("builtins", kind.__name__): kind for kind in (set, frozenset, bytes, list, dict)},
-    **{("collections", kind.__name__): kind for kind in (OrderedDict, defaultdict)},
-}
-
-
-class _ForeignObject(pickle.UnpicklingError):
-    """A pickle names something that is not allowed."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
-        """What `module.name` stands for; numpy 1 and Python 2 called some modules otherwise."""
-        place = module.replace("numpy.core.", "numpy._core.").replace("__builtin__", "builtins")
-        if (place, name) not in ALLOWED:
-            raise _ForeignObject(f"{module}.{name}")
-        return ALLOWED[place, name]
-
-
-def _read_pickle(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; download the skeletons first")
-    try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file).load()
-    except _ForeignObject as error:
-        raise ValueError(
-            f"{path} holds other Python objects than arrays ({error}), and loading them could run code; "
-            f"where you trust it, save its arrays as npz and convert these"
-        ) from None
-    except (
-        *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError),
-        *(OverflowError, MemoryError),
-    ) as error:
-        reason = (str(error).strip().splitlines() or ["it ends early"])[0][:160]
-        raise ValueError(f"{path} is damaged or no pickle ({reason}); download it again") from None

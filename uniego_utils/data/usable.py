@@ -1,33 +1,38 @@
 """From a dataset's official annotations and the videos on disk to manifests without a single unusable clip.
 
-Each module of this package has `Settings`, a frozen dataclass, and `annotated(root, settings, classes)`.
+A builder is a module of this package with `Settings`, a frozen dataclass, and `annotated(root, settings,
+classes)`, which reads the annotations of one dataset. To add one, write its module and name it in BUILDERS.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from uniego_utils.cards import CLASSES_FILE, MAX_LISTED, Card, Manifest, find_file
-from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness
-from uniego_utils.data import folder as own_videos
+from uniego_utils.cards import CLASSES_FILE, Card
 from uniego_utils.data.annotated import SPLITS, Annotated
 from uniego_utils.data.inventory import ABSENT, inspect_videos
+from uniego_utils.data.manifests import REQUIRED_COLUMNS, Manifest, find_file
 from uniego_utils.data.skeletons import layout_of, skeleton_fault
+from uniego_utils.data.tables import MAX_LISTED, list_some
 from uniego_utils.data.video import SPAN_TOLERANCE_S
 from uniego_utils.runs import digest, read_notes, write_json, write_tensors, written_whole
 
 BUILDERS = {
-    "egoexo_fitness": egoexo_fitness,
-    "assembly101": assembly101,
-    "egoexo4d": egoexo4d,
-    "folder": own_videos,
+    name: import_module(f"uniego_utils.data.{name}")
+    for name in (
+        "egoexo_fitness",
+        "assembly101",
+        "egoexo4d",
+        "folder",
+    )
 }
 UNTRAINED = "class without training clips"
-BY_RULE = (UNTRAINED, "step outside the labels")  # reasons that no file could cure: told, but not refused
+BY_RULE = (UNTRAINED, "step outside the labels")  # reasons that no file could cure: never too many
 FPS_TOLERANCE = 0.005  # relative; lets 29.97 pass for 30
 
 # The usable clips of a split -> a row a clip: `clip_id`, `skeleton` (file within `<column>s`; "" if there is
@@ -37,7 +42,7 @@ Estimator = Callable[[Manifest], pd.DataFrame]
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of the annotations, for people to look at."""
+    """How many annotated clips can be used, and why the others cannot."""
 
     counts: pd.DataFrame  # by split: annotated, usable, published (by the paper, which has no val)
     reasons: pd.DataFrame  # split, reason, clips: why clips were left out
@@ -56,7 +61,7 @@ def write_manifests(
     progress: bool = True,
     estimators: Mapping[str, Estimator] | None = None,
 ) -> Summary:
-    """Look at every video and write the manifests of the clips that can be used.
+    """Inspect every video and write the manifests of the clips that can be used.
 
     Always writes `inventory.csv` (see `inspect_videos`), `missing.csv` (every unusable clip with its reason
     and files) and `reasons.csv` (their counts). If few enough are missing, `skeletons/<clip_id>.safetensors`;
@@ -69,7 +74,7 @@ def write_manifests(
         folder: where everything is written.
         allow_missing: share of clips, and of videos to segment, that may be unusable.
         splits_with_skeleton: whose clips must have a skeleton, published or estimated.
-        workers: videos looked at in parallel.
+        workers: videos inspected in parallel.
         estimators: for each column of skeletons that are not published, what makes them.
 
     Raises:
@@ -154,10 +159,7 @@ def _reason(
     if clip["label"] not in annotated.classes:
         return "label outside the classes"
     for view in card.views:
-        path = clip[f"{view}_video"]
-        if pd.isna(path) or videos[path]["fault"] == ABSENT:
-            return f"no {view} video"
-        if fault := _fault_of_video(clip, view, videos[path], annotated):
+        if fault := _video_fault(clip, view, videos, annotated):
             return fault
     if not clip["end_s"] - clip["start_s"] >= annotated.min_seconds or clip["start_s"] < 0:
         return f"shorter than {annotated.min_seconds} s"
@@ -169,14 +171,19 @@ def _reason(
     return np.nan
 
 
-def _fault_of_video(clip: Mapping, view: str, video: Mapping, annotated: Annotated) -> str | None:
+def _video_fault(clip: Mapping, view: str, videos: Mapping[str, dict], annotated: Annotated) -> str | None:
+    """Why a clip's video from a view cannot be used; None: it can."""
+    path = clip[f"{view}_video"]
+    if pd.isna(path) or videos[path]["fault"] == ABSENT:
+        return f"no {view} video"
+    video = videos[path]
     if video["fault"] is not None:
         return video["fault"]
-    turned = clip.get(f"{view}_rotate", 0)
-    turned = 0 if pd.isna(turned) else int(turned)
-    if turned and video["rotation"]:  # decord turns by the header, so the pictures would be turned twice
+    rotate = clip.get(f"{view}_rotate", 0)
+    rotate = 0 if pd.isna(rotate) else int(rotate)
+    if rotate and video["rotation"]:  # decord turns by the header, so the pictures would be turned twice
         return "rotated by its header"
-    sides = (video["width"], video["height"]) if turned % 180 == 0 else (video["height"], video["width"])
+    sides = (video["width"], video["height"]) if rotate % 180 == 0 else (video["height"], video["width"])
     if sides[0] < sides[1] and not annotated.allow_portrait:
         return "portrait picture"
     seconds = video["seconds"]
@@ -227,13 +234,14 @@ def _with_estimates(
     rows = clips[clips["reason"].isna() & (clips["split"] == split)]
     if rows.empty:
         return clips
-    told = rows.drop(columns=["split", "reason"]).reset_index(drop=True)
-    manifest = Manifest(split, told, annotated.classes, Path(root), digest(list(told["clip_id"])), folder)
-    made = estimate(manifest).set_index("clip_id").reindex(rows["clip_id"])
-    found = made["skeleton"].fillna("").to_numpy() != ""
+    listed = rows.drop(columns=["split", "reason"]).reset_index(drop=True)
+    manifest = Manifest(split, listed, annotated.classes, Path(root), digest(list(listed["clip_id"])), folder)
+    estimates = estimate(manifest).set_index("clip_id").reindex(rows["clip_id"])
+    usable = estimates["skeleton"].fillna("").to_numpy() != ""
     clips = clips.assign(**{column: clips.get(column, np.nan)}).astype({column: object, "reason": object})
-    clips.loc[rows.index[found], column] = [f"{column}s/{name}" for name in made["skeleton"][found]]
-    clips.loc[rows.index[~found], "reason"] = [f"no skeleton: {reason}" for reason in made["reason"][~found]]
+    clips.loc[rows.index[usable], column] = [f"{column}s/{name}" for name in estimates["skeleton"][usable]]
+    reasons = estimates["reason"][~usable]
+    clips.loc[rows.index[~usable], "reason"] = [f"no skeleton: {reason}" for reason in reasons]
     return clips
 
 
@@ -246,12 +254,7 @@ def _usable_segments(
         return None, pd.DataFrame()
     faults = {}
     for clip in segments.to_dict("records"):
-        path = clip["ego_video"]
-        if pd.isna(path) or videos[path]["fault"] == ABSENT:
-            fault = "no ego video"
-        else:
-            fault = _fault_of_video(clip, "ego", videos[path], annotated)
-        if fault:
+        if fault := _video_fault(clip, "ego", videos, annotated):
             faults.setdefault((clip["level"], clip["video_id"]), {**clip, "reason": f"segmentation: {fault}"})
     keys = pd.MultiIndex.from_frame(segments[["level", "video_id"]])
     unusable = pd.DataFrame([{**row, "clip_id": row["video_id"]} for row in faults.values()])
@@ -292,14 +295,13 @@ def _refusal(
     folder: Path,
 ) -> str:
     counts = reasons.groupby("reason")["clips"].sum().sort_values(ascending=False)
-    told = "; ".join(f"{count} x {reason}" for reason, count in counts.head(2 * MAX_LISTED).items())
+    causes = "; ".join(f"{count} x {reason}" for reason, count in counts.head(2 * MAX_LISTED).items())
     unusable = clips["reason"].notna().sum()
     videos = f" and {len(missing) - unusable} videos to segment" if len(missing) > unusable else ""
-    names = ", ".join(missing["clip_id"].head(MAX_LISTED))
-    more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+    names = list_some(list(missing["clip_id"]))
     return (
-        f"{card.name}: {unusable} of {len(clips)} clips{videos} cannot be used ({told}); they are "
-        f"{names}{more}, all in {folder / 'missing.csv'}; fetch their files again, or do without them by "
+        f"{card.name}: {unusable} of {len(clips)} clips{videos} cannot be used ({causes}); they are "
+        f"{names}, all in {folder / 'missing.csv'}; fetch their files again, or do without them by "
         f"allow_missing={np.ceil(share * 1000) / 1000:g} (now {allowed:g})"
     )
 
@@ -315,8 +317,7 @@ def _require_all(card: Card, usable: pd.DataFrame, folder: Path) -> None:
 
 def _ordered(rows: pd.DataFrame) -> list[str]:
     """The manifest's columns: required ones first, whatever else the builder gave after them."""
-    first = ["clip_id", "take", "subject", "label", "ego_video", "exo_video", "start_s", "end_s"]
-    return first + [name for name in rows if name not in first]
+    return [*REQUIRED_COLUMNS, *(name for name in rows if name not in REQUIRED_COLUMNS)]
 
 
 def _counts(clips: pd.DataFrame, usable: pd.DataFrame, published: Mapping[str, int]) -> pd.DataFrame:

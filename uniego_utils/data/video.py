@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
-from uniego_utils.cards import Manifest, VideoCard
+from uniego_utils.cards import VideoCard
+from uniego_utils.data.manifests import Manifest
 
 # isort: split
 # After torch, and nowhere else: decord brings NVBLAS, which would take over torch's BLAS calls and crash.
@@ -63,7 +64,7 @@ def open_video(path: Path, end_s: float | None = None, fps: float | None = None,
     Args:
         path: a file, or a folder of pictures `<anything><number>.jpg` numbered without gaps from 0 or 1.
         end_s: seconds that the video must reach; a half-downloaded file opens but reports fewer frames.
-        fps: frames per second of a folder's pictures; a file says its own.
+        fps: frames per second of a folder's pictures; a file has its own.
         rotate: degrees clockwise (0, 90, 180, 270) that make the pictures upright.
 
     Raises:
@@ -100,11 +101,11 @@ def open_clip(manifest: Manifest, row: int, view: str, column: str | None = None
     Args:
         column: of the file, if it is another one than `<view>_video`, e.g. `ego_depth`.
     """
-    told = manifest.rows.iloc[row]
-    fps, rotate = (told.get(f"{view}_{name}", np.nan) for name in ("fps", "rotate"))
+    clip = manifest.rows.iloc[row]
+    fps, rotate = (clip.get(f"{view}_{name}", np.nan) for name in ("fps", "rotate"))
     return open_video(
         manifest.path(row, column or f"{view}_video"),
-        told["end_s"],
+        clip["end_s"],
         None if np.isnan(fps) else float(fps),
         0 if np.isnan(rotate) else int(rotate),
     )
@@ -306,12 +307,12 @@ class ClipView(Dataset):
 
     @property
     def cached(self) -> list | None:
-        """See ClipDataset."""
+        """Its decoded frames, if it keeps them in memory."""
         return self.source.cached
 
     @property
     def video(self) -> VideoCard:
-        """See ClipDataset."""
+        """How its clips become tensors."""
         return self.source.video
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.preparation import skeleton_columns
 from uniego_utils.data.skeletons import Layout, layout_of, read_joints
 from uniego_utils.data.video import frame_indices, open_clip, sample_times

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uniego_utils.cards import MAX_LISTED
+from uniego_utils.data.tables import MAX_LISTED, read_rows, refuse_rows
 from uniego_utils.data.video import Video, VideoError, frame_indices, open_video
 from uniego_utils.runs import digest
 
@@ -108,8 +108,8 @@ def load_timelines(path: Path, root: Path, split: str, level: str = "") -> list[
         known = ", ".join(dict.fromkeys(rows["split"]))
         raise ValueError(f"{path} has no {level} segments of the split {split!r}; it has {known}")
     return [
-        _timeline(path, root, video_id, own, sharing[own["ego_video"].iloc[0]] > 1)
-        for video_id, own in chosen.groupby("video_id", sort=False)
+        _timeline(path, root, video_id, segments, sharing[segments["ego_video"].iloc[0]] > 1)
+        for video_id, segments in chosen.groupby("video_id", sort=False)
     ]
 
 
@@ -119,49 +119,36 @@ def _read(path: Path) -> pd.DataFrame:
         raise FileNotFoundError(
             f"{path} does not exist: this dataset has no segments to find, or notebook 00_data is to be run"
         )
-    text = {name: str for name in ("split", "level", "video_id", "take", "subject", "label")}
-    try:
-        rows = pd.read_csv(path, dtype=text | {"ego_video": str, "exo_video": str})
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} is no table of segments ({error}); run notebook 00_data again") from None
-    if absent := [name for name in REQUIRED_COLUMNS if name not in rows]:
-        raise ValueError(f"{path} lacks the columns {', '.join(absent)}; {CURE}")
+    text = ("split", "level", "video_id", "take", "subject", "label", "ego_video", "exo_video")
+    rows = read_rows(path, "segments", REQUIRED_COLUMNS, text)
     if unknown := [name for name in rows if name not in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)]:
         known = ", ".join((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS))
         raise ValueError(f"{path} has unknown columns {', '.join(unknown)}; known are {known}")
-    if rows.empty:
-        raise ValueError(f"{path} has no segments; run notebook 00_data again")
-    rows.index += 2
+
+    def refuse(wrong: pd.Series, fault: str) -> None:
+        refuse_rows(path, wrong, fault, rows["video_id"], CURE)
+
     for name in ("split", "level", "video_id", "ego_video"):
-        _refuse(path, rows, rows[name].isna(), f"no {name}")
+        refuse(rows[name].isna(), f"no {name}")
     empty = rows[["start_s", "end_s", "label"]].isna().all(axis=1)
     for name in ("start_s", "end_s"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
-        _refuse(path, rows, ~np.isfinite(rows[name]) & ~empty, f"a {name} that is no finite number")
-    _refuse(path, rows, rows["label"].isna() & ~empty, "no label")
-    _refuse(path, rows, rows["label"] == BACKGROUND, f"the label {BACKGROUND!r}, which is what lies between")
-    _refuse(path, rows, (rows["end_s"] <= rows["start_s"]) & ~empty, "an end that is not after its start")
-    _refuse(path, rows, rows["start_s"] < 0, "a start before the video's")
+        refuse(~np.isfinite(rows[name]) & ~empty, f"a {name} that is no finite number")
+    refuse(rows["label"].isna() & ~empty, "no label")
+    refuse(rows["label"] == BACKGROUND, f"the label {BACKGROUND!r}, which is what lies between")
+    refuse((rows["end_s"] <= rows["start_s"]) & ~empty, "an end that is not after its start")
+    refuse(rows["start_s"] < 0, "a start before the video's")
     return rows
 
 
-def _refuse(path: Path, rows: pd.DataFrame, wrong: pd.Series, fault: str) -> None:
-    if wrong.any():
-        faulty = rows[wrong]
-        told = ", ".join(
-            f"line {line} ({video})" for line, video in faulty["video_id"].head(MAX_LISTED).items()
-        )
-        raise ValueError(f"{path}: {len(faulty)} of {len(rows)} segments have {fault}: {told}; {CURE}")
-
-
 def _timeline(path: Path, root: Path, video_id: str, rows: pd.DataFrame, shared: bool) -> Timeline:
-    told = {}
+    common = {}  # what all rows of the video say
     for name in ("ego_video", *OPTIONAL_COLUMNS):
         values = rows[name].dropna().unique() if name in rows else []
         if len(values) > 1:
             listed = ", ".join(map(str, values[:MAX_LISTED]))
             raise ValueError(f"{path}: video {video_id} has several {name} ({listed}); {CURE}")
-        told[name] = values[0] if len(values) else None
+        common[name] = values[0] if len(values) else None
     rows = rows[rows["label"].notna()].sort_values(
         ["start_s", "end_s"], kind="stable", ascending=[True, False]
     )
@@ -169,16 +156,18 @@ def _timeline(path: Path, root: Path, video_id: str, rows: pd.DataFrame, shared:
         raise ValueError(
             f"{path}: video {video_id} shares its file and has no segments to tell its span; {CURE}"
         )
-    exo = told["exo_video"]
+    exo = common["exo_video"]
     timeline = Timeline(
         video_id,
-        root / told["ego_video"],
+        root / common["ego_video"],
         float(rows["start_s"].min()) if shared else 0.0,
         float(rows["end_s"].max()) if shared else np.inf,
         tuple(rows[["start_s", "end_s", "label"]].itertuples(index=False, name=None)),
         None if exo is None else root / exo,
-        tuple(None if told[f"{view}_fps"] is None else float(told[f"{view}_fps"]) for view in ("ego", "exo")),
-        tuple(int(told[f"{view}_rotate"] or 0) for view in ("ego", "exo")),
+        tuple(
+            None if common[f"{view}_fps"] is None else float(common[f"{view}_fps"]) for view in ("ego", "exo")
+        ),
+        tuple(int(common[f"{view}_rotate"] or 0) for view in ("ego", "exo")),
     )
     video = timeline.open()
     last = max((end for _, end, _ in timeline.segments), default=0.0)
@@ -198,8 +187,8 @@ def _until(timeline: Timeline, end_s: float) -> Timeline:
 
 def classes_of(timelines: Sequence[Timeline], order: Sequence[str] = ()) -> tuple[str, ...]:
     """BACKGROUND and then all labels, those in `order` first and in its order, others by name."""
-    found = {label for timeline in timelines for *_, label in timeline.segments}
-    return (BACKGROUND, *(name for name in order if name in found), *sorted(found - set(order)))
+    labels = {label for timeline in timelines for *_, label in timeline.segments}
+    return (BACKGROUND, *(name for name in order if name in labels), *sorted(labels - set(order)))
 
 
 def moments(timeline: Timeline, stride_s: float) -> np.ndarray:
@@ -225,11 +214,11 @@ def step_edges(timeline: Timeline, stride_s: float) -> np.ndarray:
 
 def timelines_digest(timelines: Sequence[Timeline]) -> str:
     """What tells these videos and spans from others: ids, names, sizes and spans, in order; not labels."""
-    told = [
+    content = [
         [entry.video_id, entry.path.name, _size(entry.path), entry.start_s, entry.end_s, entry.rotate[0]]
         for entry in timelines
     ]
-    return digest(told)
+    return digest(content)
 
 
 def _size(path: Path) -> int:

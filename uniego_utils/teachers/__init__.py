@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from uniego_utils.backbones.pretrained import state_digest
-from uniego_utils.cards import Card, Manifest, Preset, from_mapping, merged
+from uniego_utils.cards import Card, Preset, from_mapping, merged
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.runs import FEATURE_PACKAGES, finish_run, read_tensors, start_run, write_tensors
 from uniego_utils.teachers import (
     depth,

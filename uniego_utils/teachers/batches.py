@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from uniego_utils.cards import Card, Manifest, Preset, TeacherCard
+from uniego_utils.cards import Card, Preset, TeacherCard
+from uniego_utils.data.manifests import Manifest
+from uniego_utils.data.tables import refuse_rows
 from uniego_utils.data.video import ClipDataset, EpochSampler
 
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -81,16 +83,13 @@ def column_as_video(manifest: Manifest, view: str, column: str) -> Manifest:
 
 
 def require_column(manifest: Manifest, column: str) -> None:
-    """Refuse a manifest that lacks `column`, or has it empty for some clips; names up to five of them."""
+    """Refuse a manifest that lacks `column`, or has it empty for some clips; names the first of them."""
     if column not in manifest.rows:
         raise ValueError(f"{manifest.split}.csv has no column {column!r}, which this teacher needs")
-    absent = manifest.rows[column].isna() | (manifest.rows[column].astype(str).str.strip() == "")
-    if absent.any():
-        names = ", ".join(manifest.rows["clip_id"][absent].head(5))
-        raise ValueError(
-            f"{manifest.split}.csv: {int(absent.sum())} of {len(manifest)} clips have no {column} "
-            f"({names}, ...); fill them in, or leave out teachers that need it"
-        )
+    blank = manifest.rows[column].isna() | (manifest.rows[column].astype(str).str.strip() == "")
+    cure = "fill them in, or leave out teachers that need it"
+    wrong = blank.set_axis(manifest.rows["clip_id"])
+    refuse_rows(f"{manifest.split}.csv", wrong, f"no {column}", cure=cure, row="clip")
 
 
 def subtract_background(frames: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniego_utils.cards import Manifest, TrainConfig
+from uniego_utils.cards import TrainConfig
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.teachers import images
 from uniego_utils.teachers.batches import Job, TensorBatches, column_as_video
 from uniego_utils.training import Learner, fit

@@ -14,7 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from uniego_utils.backbones.pretrained import find_weights, from_hub, load_transformers
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.runs import read_json
 from uniego_utils.teachers.batches import Job
 from uniego_utils.teachers.foundation import FrameClips, shown, vit_images

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.experiment import Experiment
 from uniego_utils.runs import (
     finish_run,

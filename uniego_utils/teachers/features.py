@@ -9,7 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from uniego_utils.cards import MAX_LISTED, Manifest
+from uniego_utils.data.manifests import Manifest
+from uniego_utils.data.tables import MAX_LISTED
 from uniego_utils.runs import FEATURE_PACKAGES, read_notes, read_tensors, write_tensors
 
 

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from uniego_utils.backbones.pretrained import load_exactly, locate_weights, read_weights
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import frame_indices, open_clip, sample_times
 from uniego_utils.teachers.batches import Job
 from uniego_utils.teachers.images import pool_frames, pooled_width

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from uniego_utils.backbones.timesformer import PATCH, ConvStem
-from uniego_utils.cards import Manifest, VideoCard
+from uniego_utils.cards import VideoCard
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import ClipDataset
 from uniego_utils.teachers.batches import Job, subtract_background
 

@@ -12,7 +12,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniego_utils.cards import Manifest, TrainConfig
+from uniego_utils.cards import TrainConfig
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.teachers import images
 from uniego_utils.teachers.batches import Job, TensorBatches, require_column
 from uniego_utils.training import Learner, fit

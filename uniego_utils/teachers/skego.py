@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from uniego_utils.backbones.timesformer import TimeSformer
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import Layout, layout_of, read_skeleton
 from uniego_utils.data.video import ClipDataset, open_clip, span_edges
 from uniego_utils.teachers import timesformer

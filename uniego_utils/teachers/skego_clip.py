@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uniego_utils.cards import Manifest
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import sample_times
 from uniego_utils.teachers import foundation
 from uniego_utils.teachers.batches import Job

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from uniego_utils.cards import Manifest, TrainConfig
+from uniego_utils.cards import TrainConfig
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import Layout, layout_of, read_joints, read_skeleton
 from uniego_utils.objectives import Classification
 from uniego_utils.teachers.batches import Job, TensorBatches, require_column

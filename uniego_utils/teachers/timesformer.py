@@ -17,7 +17,8 @@ from uniego_utils.backbones.timesformer import (
     inflate,
     kinetics_weights,
 )
-from uniego_utils.cards import Manifest, TrainConfig
+from uniego_utils.cards import TrainConfig
+from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import ClipDataset, loader
 from uniego_utils.objectives import Classification
 from uniego_utils.teachers.batches import EvaluationClips, Job, Spans
