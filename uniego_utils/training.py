@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,16 +17,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from uniego_utils.cards import TrainConfig
-from uniego_utils.runs import (
-    read_json,
-    read_notes,
-    read_tensors,
-    require_finished,
-    write_tensors,
-    write_text,
-)
+from uniego_utils.runs import read_json, read_notes, read_tensors, require_finished, write_tensors, write_text
 
-Batches = Callable[[int], Iterable[dict]]  # epoch -> its batches
 Teach = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # a batch -> the batch with what learners are taught
 
 
@@ -47,15 +38,13 @@ class Learner:
         self.forward, self.bf16 = self.model, False  # until `prepare` says otherwise
 
     def prepare(self, device: torch.device, config: TrainConfig) -> None:
-        """Move to the device; take over precision and compilation. `fit` calls it first of all."""
-        self.model.to(device)
-        self.objective.to(device)
+        """Move to the device, in eval mode; take over precision and compilation. `fit` calls it first."""
+        self.modules.to(device).eval()
         self.forward, self.bf16 = torch.compile(self.model) if config.compile else self.model, config.bf16
 
     def train(self, training: bool = True) -> None:
         """Into training mode, or out of it."""
-        self.model.train(training)
-        self.objective.train(training)
+        self.modules.train(training)
 
     def outputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Features (B, D) and logits (B, C) of the batch's clips, in float32."""
@@ -82,17 +71,22 @@ class Learner:
         return {}
 
     @property
+    def modules(self) -> nn.ModuleDict:
+        """All that has weights or other state to keep."""
+        return nn.ModuleDict({"model": self.model, "objective": self.objective})
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is trained: the model and the objective's projections."""
-        return [*self.model.parameters(), *self.objective.parameters()]
+        return list(self.modules.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
         """All state by name, for checkpoints."""
-        return nn.ModuleDict({"model": self.model, "objective": self.objective}).state_dict()
+        return self.modules.state_dict()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors()` gave."""
-        nn.ModuleDict({"model": self.model, "objective": self.objective}).load_state_dict(tensors)
+        self.modules.load_state_dict(tensors)
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -116,7 +110,7 @@ def create_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> tor
 
 def fit(
     learners: dict[str, Learner],
-    batches: Batches,
+    batches: Callable[[int], Iterable[dict]],
     config: TrainConfig,
     seed: int,
     checkpoint: Path,
@@ -152,19 +146,16 @@ def fit(
         learner.prepare(device, config)
     optimizers = {name: create_optimizer(learner.parameters, config) for name, learner in learners.items()}
     history: dict[str, list[dict]] = {name: [] for name in learners}
-    first = _resume(checkpoint, learners, optimizers, history, device)
-    for learner in learners.values():
-        learner.train(False)  # stays so if the checkpoint is of the last epoch
-
+    first = _resume(checkpoint, learners, optimizers, history)
     bar = tqdm(
-        total=config.epochs, initial=first, desc=describe, unit="epoch", disable=not progress, leave=False
-    )
-    for epoch in range(first, config.epochs):
+        range(first, config.epochs), describe, config.epochs, False, unit="epoch", initial=first,
+        disable=not progress,
+    )  # fmt: skip
+    for epoch in bar:
         started = time.perf_counter()
         for learner in learners.values():
             learner.train()
-        sums: dict[str, dict[str, Tensor]] = {name: {} for name in learners}
-        entries = 0
+        sums, entries = {name: {} for name in learners}, 0
         epoch_batches = batches(epoch)
         for number, batch in enumerate(epoch_batches):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
@@ -181,11 +172,15 @@ def fit(
                     optimizers[name].zero_grad()
                 losses = learner.backward(batch, together)
                 if gathered + 1 == together:
-                    _step(learner, optimizers[name], rate, config.grad_clip)
+                    if config.grad_clip is not None:
+                        nn.utils.clip_grad_norm_(learner.parameters, config.grad_clip)
+                    for group in optimizers[name].param_groups:
+                        group["lr"] = rate
+                    optimizers[name].step()
                 for part, value in losses.items():  # summed on the device: no wait per step
                     sums[name][part] = sums[name].get(part, 0.0) + value.detach() * len(batch["rows"])
 
-        evaluated = (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
+        evaluation_due = (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
         for name, learner in learners.items():
             means = {part: (value / entries).item() for part, value in sums[name].items()}
             if not all(map(math.isfinite, means.values())):
@@ -193,30 +188,19 @@ def fit(
                     f"{name}: losses {means} in epoch {epoch + 1}; lower the learning rate"
                 )
             learner.train(False)
-            evaluation = evaluate(learner.model) if evaluate is not None and evaluated else {}
+            evaluation = evaluate(learner.model) if evaluate and evaluation_due else {}
             history[name].append({"epoch": epoch + 1, "lr": rate, **means, **evaluation, **learner.notes()})
         seconds = (time.perf_counter() - started) / len(learners)
         for records in history.values():
             records[-1]["seconds"] = round(seconds, 3)
         _save(checkpoint, learners, optimizers, history)
-        bar.update()
         bar.set_postfix({name: f"{records[-1]['loss']:.3f}" for name, records in list(history.items())[:3]})
-    bar.close()
     return history
 
 
-def _step(learner: Learner, optimizer: torch.optim.Optimizer, rate: float, grad_clip: float | None) -> None:
-    """One step of the optimiser, with the gradients' norm cut at `grad_clip`."""
-    if grad_clip is not None:
-        nn.utils.clip_grad_norm_(learner.parameters, grad_clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-
-
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     """bfloat16 where wanted, else nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def _save(checkpoint: Path, learners: dict, optimizers: dict, history: dict) -> None:
@@ -230,7 +214,7 @@ def _save(checkpoint: Path, learners: dict, optimizers: dict, history: dict) -> 
     write_tensors(checkpoint, tensors, {"history": json.dumps(history)})
 
 
-def _resume(checkpoint: Path, learners: dict, optimizers: dict, history: dict, device: torch.device) -> int:
+def _resume(checkpoint: Path, learners: dict, optimizers: dict, history: dict) -> int:
     """Load a checkpoint into everything given; the number of finished epochs, 0 without a checkpoint."""
     if not checkpoint.is_file():
         return 0
@@ -241,17 +225,17 @@ def _resume(checkpoint: Path, learners: dict, optimizers: dict, history: dict, d
         )
     tensors = read_tensors(checkpoint)
     for name, learner in learners.items():
-        start = f"{name}|learner|"
-        learner.load(
-            {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        )
-        state: dict[int, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {"learner": {}, "optimizer": {}}
         for key, value in tensors.items():
-            owner, kind, *rest = key.split("|")
-            if (owner, kind) == (name, "optimizer"):
-                state.setdefault(int(rest[0]), {})[rest[1]] = value
+            owner, part, place = key.split("|", 2)
+            if owner == name:
+                parts[part][place] = value
+        learner.load(parts["learner"])
         current = optimizers[name].state_dict()
-        optimizers[name].load_state_dict({"state": state, "param_groups": current["param_groups"]})
+        for key, value in parts["optimizer"].items():
+            number, field_name = key.split("|")
+            current["state"].setdefault(int(number), {})[field_name] = value
+        optimizers[name].load_state_dict(current)
         history[name] = recorded[name]
     return len(next(iter(history.values())))
 
