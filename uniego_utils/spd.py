@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from uniego_utils.data.video import UNKNOWN, loader
 from uniego_utils.experiment import Experiment
-from uniego_utils.merging import STARTS
+from uniego_utils.merging import MERGES
 from uniego_utils.objectives import Classification, ProxyDistillation, proxy_cross_entropy, shares
 from uniego_utils.proxies import BASELINE, NAIVE, START, common_start, level_one_objective, teacher_targets
 from uniego_utils.runs import digest, read_tensors
@@ -231,7 +231,7 @@ def start_folders(experiment: Experiment) -> dict[str, Path]:
     """Where each start that a `Method` may name lies: students of notebook 02, merges of notebook 03."""
     level_one, merges = experiment.folder("02_proxy"), experiment.folder("03_merging")
     return {name: level_one / name for name in (BASELINE, NAIVE, *experiment.card.teachers)} | {
-        name: merges / name for name in STARTS
+        name: merges / name for name in MERGES
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uniego_utils.analyses.reliability import cross_fit, gate_inputs, held_out_logits, learn_gate, split_folds
 from uniego_utils.experiment import Experiment
-from uniego_utils.merging import merge_proxies
+from uniego_utils.merging import merge
 from uniego_utils.objectives import shares
 from uniego_utils.proxies import NAIVE, teacher_targets, train_level_one
 from uniego_utils.spd import Method, proxy_outputs, select_proxies, train_level_two
@@ -81,7 +81,7 @@ def train_doses(
         own = folder / f"dose{dose}"
         train_level_one(experiment, [NAIVE], targets, own, NAIVE)
         used = {key: pool[key] for key in keys}
-        merge_proxies(experiment, ["merged"], used, own)
+        merge(experiment, ["merged"], used, own)
         _, logits = proxy_outputs(list(used.values()))
         student = load_outputs(own / "merged", "train", "run this notebook again")["features"]
         seen = held_out[:, : len(keys)]
