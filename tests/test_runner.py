@@ -168,7 +168,7 @@ def is_running(pid: int) -> bool:
 
 def test_finds_the_modules_behind_a_notebook(tmp_path, monkeypatch):
     monkeypatch.chdir(PROJECT)
-    toy = write_toy(tmp_path / "toy.ipynb", "from uniego_utils.merging import merge_proxies")
+    toy = write_toy(tmp_path / "toy.ipynb", "from uniego_utils.merging import merge")
     found = runner.sources_of(toy)
     assert {"uniego_utils/merging.py", "uniego_utils/runs.py", "uniego_utils/training.py"} <= set(found)
     assert "uniego_utils/pipeline/runner.py" not in found

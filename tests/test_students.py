@@ -12,7 +12,7 @@ from uniego_utils.analyses.reliability import cross_fit, split_folds
 from uniego_utils.cards import CARDS, from_mapping, load_card, merged
 from uniego_utils.data.video import loader
 from uniego_utils.experiment import Experiment
-from uniego_utils.merging import STARTS, merge_proxies
+from uniego_utils.merging import MERGES, merge
 from uniego_utils.mocap.clips import MocapSettings, build
 from uniego_utils.objectives import shares
 from uniego_utils.proxies import (
@@ -81,7 +81,7 @@ def trained(data_root, tmp_path_factory):
     """An experiment after notebooks 02 to 04."""
     experiment = open_small_experiment(data_root, tmp_path_factory.mktemp("outputs"))
     train_proxies(experiment, "each")
-    merge_proxies(experiment)
+    merge(experiment)
     pool = proxy_pool(experiment)
     _, logits = proxy_outputs(pool)
     labels = torch.tensor(experiment.manifest("train").labels)
@@ -96,7 +96,7 @@ def weights_of(folder):
 
 def test_every_student_and_method_leaves_a_finished_run(trained):
     runs = [trained.folder("02_proxy") / name for name in ("start", *TEACHERS, BASELINE, NAIVE)]
-    runs += [trained.folder("03_merging") / name for name in STARTS]
+    runs += [trained.folder("03_merging") / name for name in MERGES]
     runs += [trained.folder("04_spd") / name for name in METHODS]
     assert all(is_finished(run) for run in runs)
     assert not list(trained.outputs.rglob("*checkpoint*")) and not list(trained.outputs.rglob("*.partial"))

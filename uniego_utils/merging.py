@@ -55,7 +55,7 @@ class MergeLearner(Learner):
         super().__init__(space.model.eval())
         self.space, self.groups = space, groups
         self.rows = {group: row for row, group in enumerate(dict.fromkeys(groups.values()))}
-        self.raw = nn.Parameter(torch.zeros(len(self.rows), len(space.names)))
+        self.raw = nn.Parameter(torch.zeros(len(self.rows), len(space.names), device=space.device))
 
     @property
     def modules(self) -> nn.ModuleDict:

@@ -39,9 +39,9 @@ def sample_simplex(count: int, proxies: int, seed: int) -> np.ndarray:
     return np.array(points).reshape(count, proxies)
 
 
-def open_blends(experiment: Experiment) -> WeightSpace:
-    """The weight space of a seed's proxies, with the clips that a blend's scores on validation clips take."""
-    proxies = {key: experiment.folder("02_proxy") / key for key in experiment.card.teachers}
+def open_blends(experiment: Experiment, proxies: Mapping[str, Path] | None = None) -> WeightSpace:
+    """The weight space of proxies (name -> run folder; None: the seed's), ready for `evaluate_blend`."""
+    proxies = proxies or {key: experiment.folder("02_proxy") / key for key in experiment.card.teachers}
     space = open_weight_space(experiment, proxies)
     # train clips are decoded only where running statistics must be measured on them
     for split in ("train", "val") if space.has_statistics else ("val",):
