@@ -216,7 +216,7 @@ def test_the_plane_keeps_distances_and_has_its_corners_exactly(convex, stacked):
     plane = plane_through(distances(corners, list(corners)))
     flat = []
     for place in [(0.3, -1.2), (2.0, 0.7)]:
-        replace(convex, names=NAMES[:3], stacked=corners).load_blend(plane.coefficients(*place))
+        replace(convex, names=NAMES[:3], stacked=corners).combine(plane.coefficients(*place))
         flat.append(torch.cat([value.detach().flatten() for value in convex.model.parameters()]).double())
     one, other = flat
     assert (one - other).norm().item() == pytest.approx(np.hypot(1.7, 1.9), rel=1e-5)

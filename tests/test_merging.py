@@ -87,7 +87,7 @@ def slow_alpha(proxies, batches, config, groups):
 def test_alpha_agrees_with_autograd_through_the_blend(learn, proxies, batches, level):
     config = MergeConfig(epochs=3, lr=0.1, weight_decay=0.05)
     alpha, history = learn(proxies, batches, config, level)
-    slow, losses = slow_alpha(learn, proxies, batches, config, GROUPS[level])
+    slow, losses = slow_alpha(proxies, batches, config, GROUPS[level])
     assert len(alpha) == len(slow) == {"model": 1, "layer": 3, "parameter": 6}[level]
     for group, expected in slow.items():
         learned = alpha[MODEL if level == "model" else group]

@@ -35,7 +35,7 @@ def batches():
 def blend_of(proxies, alpha):
     """State dict of a blend, statistics included."""
     space = open_space(proxies)
-    space.load_blend(alpha)
+    space.combine(alpha)
     return space.model.state_dict()
 
 
@@ -52,7 +52,7 @@ def test_blend_agrees_with_the_definition(proxies):
 def test_every_group_has_its_coefficients(proxies):
     space = open_space(proxies)
     alpha = {"inner": torch.eye(R)[0], "norm": torch.eye(R)[1], "head": torch.tensor([2.0, -1.0, 0.0])}
-    space.load_blend(alpha, group_weights(space.model, "layer"))
+    space.combine(alpha, group_weights(space.model, "layer"))
     blend = space.model.state_dict()
     assert torch.equal(blend["inner.bias"], proxies[0]["inner.bias"])
     assert torch.equal(blend["norm.running_var"], proxies[1]["norm.running_var"])
@@ -93,7 +93,7 @@ def test_the_proxies_are_left_as_they_were(proxies):
 )
 def test_refuses_coefficients_that_do_not_sum_to_one(proxies, alpha):
     space = open_space(proxies)
-    for take in (space.load_blend, space.blend):
+    for take in (space.combine, space.blend):
         with pytest.raises(ValueError, match="3 points need as many coefficients that sum to 1"):
             take(torch.tensor(alpha))
 

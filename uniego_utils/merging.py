@@ -29,6 +29,7 @@ from uniego_utils.weight_space import (
     WeightSpace,
     equal_shares,
     group_weights,
+    load_blend,
     open_weight_space,
 )
 
@@ -69,7 +70,7 @@ class MergeLearner(Learner):
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The merged model's cross-entropy."""
-        self.space.load_blend(self.alpha, self.groups)
+        load_blend(self.model.state_dict(), self.space.stacked, self.alpha, self.groups)
         logits = self.outputs(batch)[1]
         return {"loss": F.cross_entropy(logits, batch["labels"]).double()}  # summed over an epoch
 
@@ -81,8 +82,8 @@ class MergeLearner(Learner):
         gradient = torch.zeros_like(alpha)  # dL/dalpha
         for name, theta in self.model.named_parameters():
             if theta.grad is not None:  # a parameter that plays no part has no gradient
-                row = self.rows[self.groups[name]]
-                gradient[row] += self.space.stacked[name].flatten(1) @ theta.grad.flatten()
+                proxies, row = self.space.stacked[name], self.rows[self.groups[name]]
+                gradient[row] += proxies.flatten(1) @ theta.grad.flatten()
         alpha.backward(gradient)  # through the softmax
         return losses
 

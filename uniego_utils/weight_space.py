@@ -63,6 +63,25 @@ def stack_proxies(
     return stacked
 
 
+@torch.no_grad()
+def load_blend(
+    state: Weights, stacked: Weights, alpha: Mapping[str, Tensor], groups: Mapping[str, str]
+) -> None:
+    """Overwrite `state` by sum_r alpha[group]_r theta_r, every tensor with its group's coefficients.
+
+    Args:
+        state: a model's `state_dict()`, which shares its memory. Integer entries become the first proxy's.
+        stacked: of `stack_proxies`.
+        alpha: group -> (R,).
+        groups: entry of the state dict -> its group, of `group_weights`.
+    """
+    for name, pool in stacked.items():
+        if pool.is_floating_point():
+            state[name].copy_(torch.tensordot(alpha[groups[name]].to(pool), pool, 1))
+        else:
+            state[name].copy_(pool[0])
+
+
 def mixture(names: Sequence[str], shares: Mapping[str, float]) -> Tensor:
     """Coefficients (R,) in the order of `names`; those without a share have 0."""
     if unknown := [name for name in shares if name not in names]:
@@ -182,15 +201,14 @@ class WeightSpace:
             parameter.copy_(weights[name])
         self.measure_statistics()
 
-    @torch.no_grad()
-    def load_blend(
+    def combine(
         self, alpha: Tensor | Sequence[float] | Mapping[str, Tensor], groups: Mapping[str, str] | None = None
     ) -> None:
-        """Take sum_r alpha_r theta_r, of running statistics too; integer entries become the first proxy's.
+        """Take sum_r alpha_r theta_r, as `load_blend`, of running statistics too.
 
         Args:
             alpha: (R,), sums to one; outside the simplex some are negative. With `groups`: group -> (R,).
-            groups: entry of the state dict -> its group, of `group_weights`; None: one alpha for all.
+            groups: of `group_weights`; None: one alpha for all.
 
         Raises:
             ValueError: another number of coefficients, or another sum.
@@ -202,15 +220,10 @@ class WeightSpace:
         if not fits or not ((torch.stack(rows).sum(1) - 1).abs() <= 1e-5).all():
             given = [row.tolist() for row in rows]
             raise ValueError(f"{count} points need as many coefficients that sum to 1, got {given}")
-        state = self.model.state_dict()  # shares its memory with the model
-        for name, pool in self.stacked.items():
-            if pool.is_floating_point():
-                state[name].copy_(torch.tensordot(alpha[groups[name]].to(pool), pool, 1))
-            else:
-                state[name].copy_(pool[0])
+        load_blend(self.model.state_dict(), self.stacked, alpha, groups)
 
     def blend(self, alpha: Tensor | Mapping[str, Tensor], groups: Mapping[str, str] | None = None) -> None:
-        """Take a mixture of the proxies: `load_blend` on the simplex, with statistics measured anew.
+        """Take a mixture of the proxies: `combine` on the simplex, with statistics measured anew.
 
         One proxy alone keeps its statistics, and so is the same model as before.
 
@@ -221,14 +234,14 @@ class WeightSpace:
         if any((row < 0).any() for row in rows):
             given = [row.tolist() for row in rows]
             raise ValueError(f"the coefficients of a mixture should be at least 0, got {given}")
-        self.load_blend(alpha, groups)
+        self.combine(alpha, groups)
         if torch.stack(rows).any(0).sum() > 1:
             self.measure_statistics()
 
     @torch.no_grad()
     def move(self, start: Weights, direction: Weights, scale: float) -> None:
         """Take start + scale * direction in all parameters; all else is the proxies' average, or measured."""
-        self.load_blend(torch.full((len(self.names),), 1 / len(self.names)))
+        self.combine(torch.full((len(self.names),), 1 / len(self.names)))
         for name, parameter in self.model.named_parameters():
             parameter.copy_(start[name].to(parameter) + scale * direction[name])
         self.measure_statistics()

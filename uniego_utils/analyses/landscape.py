@@ -59,7 +59,7 @@ def evaluate_combination(space: WeightSpace, coefficients: Tensor | Sequence[flo
         ValueError: another number of coefficients, or another sum.
         FloatingPointError: a loss is not finite.
     """
-    space.load_blend(coefficients)
+    space.combine(coefficients)
     space.measure_statistics()  # at a corner too: all points are to be judged alike
     return space.evaluate(*SPLITS)
 
