@@ -1,4 +1,4 @@
-"""Counting the selection: against loops over clips, ties, clips that nobody knows, watched training."""
+"""Counting the selection: against loops over clips, ties, clips that nobody knows, logged training."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from uniego_utils.analyses.selection_rates import (
-    Watch,
+    SelectionLogger,
     confidence_gaps,
     effective_proxies,
     overall_rates,
@@ -127,28 +127,28 @@ def test_gaps_with_a_ceiling_ties_and_one_proxy(logits, labels):
     assert len(alone) == 0 and set(count.tolist()) == {0, 1}
 
 
-def watched(recipe, k=1, epochs=2):
+def logged(recipe, k=1, epochs=2):
     features, logits, labels = draw(N, R, D, seed=1), 2 * draw(N, R, C, seed=2), torch.arange(N) % 3
     weights = shares(select_proxies(logits, labels, k))
     torch.manual_seed(0)
     objective = ProxyDistillation(features, logits, weights, labels, MethodCard(), recipe)
-    watch = Watch(objective, N, R, epochs, k, recipe.spd_ce_ceiling, recipe.spd_live_targets)
-    return watch, labels
+    logger = SelectionLogger(objective, N, R, epochs, k, recipe.spd_ce_ceiling, recipe.spd_live_targets)
+    return logger, labels
 
 
 @pytest.mark.parametrize("recipe", [PAPER, RELEASED])
-def test_watching_changes_no_loss_and_keeps_each_epochs_selection(recipe):
-    watch, labels = watched(recipe)
+def test_logging_changes_no_loss_and_keeps_each_epochs_selection(recipe):
+    logger, labels = logged(recipe)
     student = draw(N, C, seed=3)
     for epoch in range(2):
-        watch.epoch = epoch
+        logger.epoch = epoch
         views = 2 * draw(N, R, C, seed=10 + epoch)
         for rows in torch.randperm(N, generator=torch.Generator().manual_seed(epoch)).split(16):
             batch = {"rows": rows, "labels": labels[rows]}
             seen = {"proxy_features": draw(len(rows), R, D), "proxy_logits": views[rows]}
             inputs = draw(len(rows), D, seed=4), student[rows]
-            plain = watch.objective(*inputs, batch | (seen if recipe.spd_live_targets else {}))
-            assert torch.equal(watch(*inputs, batch | seen)["loss"], plain["loss"])
+            plain = logger.objective(*inputs, batch | (seen if recipe.spd_live_targets else {}))
+            assert torch.equal(logger(*inputs, batch | seen)["loss"], plain["loss"])
         for row in range(N):
             losses = nn.functional.cross_entropy(views[row], labels[row].expand(R), reduction="none")
             right = [r for r in range(R) if views[row, r].argmax() == labels[row]]
@@ -156,7 +156,7 @@ def test_watching_changes_no_loss_and_keeps_each_epochs_selection(recipe):
                 right = [r for r in right if losses[r] <= recipe.spd_ce_ceiling]
             best = min(right, key=lambda r: losses[r]) if right else None
             own = nn.functional.cross_entropy(student[row], labels[row])
-            kept = {name: watch.kept[name][epoch, row].nonzero().flatten().tolist() for name in watch.kept}
+            kept = {name: logger.log[name][epoch, row].nonzero().flatten().tolist() for name in logger.log}
             assert kept["selected"] == ([] if best is None else [best])
             assert kept["better"] == ([best] if best is not None and losses[best] < own else [])
 

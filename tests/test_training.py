@@ -92,34 +92,34 @@ def same_weights(one, other):
     return all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
 
 
-def look(model):
+def evaluate(model):
     return {"val_nll": F.cross_entropy(model(CLIPS)[1], LABELS).item(), "draw": torch.rand(()).item()}
 
 
 @pytest.mark.parametrize("where", ["within epoch 3", "while epoch 3 is evaluated", "before epoch 1"])
 @pytest.mark.parametrize("config", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_resumed_run_equals_an_uninterrupted_one(config, where, tmp_path):
-    names, looks = ["labels", "distilled"], []
+    names, calls = ["labels", "distilled"], []
 
     def broken_batches(epoch):
         if where == "before epoch 1":
             raise Interrupted
         return BreaksOff(batches_of(epoch)) if where == "within epoch 3" and epoch == 2 else batches_of(epoch)
 
-    def broken_look(model):
-        looks.append(model)
-        if where == "while epoch 3 is evaluated" and len(looks) == 2 * len(names) + 1:
+    def broken_evaluate(model):
+        calls.append(model)
+        if where == "while epoch 3 is evaluated" and len(calls) == 2 * len(names) + 1:
             raise Interrupted
-        return look(model)
+        return evaluate(model)
 
-    whole, whole_history = train(names, config, tmp_path / "whole", evaluate=look)
+    whole, whole_history = train(names, config, tmp_path / "whole", evaluate=evaluate)
     with pytest.raises(Interrupted):
-        train(names, config, tmp_path / "part", broken_batches, broken_look)
+        train(names, config, tmp_path / "part", broken_batches, broken_evaluate)
     torch.rand(5)  # other draws in between must not matter
     start = (
         0 if where == "before epoch 1" else 99
     )  # with a checkpoint, the new learners' own weights are not used
-    resumed, history = train(names, config, tmp_path / "part", evaluate=look, seed=start)
+    resumed, history = train(names, config, tmp_path / "part", evaluate=evaluate, seed=start)
     assert without_seconds(history) == without_seconds(whole_history)
     assert all(same_weights(whole[name], resumed[name]) for name in names)
 
@@ -134,7 +134,7 @@ def test_a_finished_pass_is_not_trained_further(tmp_path):
 @pytest.mark.parametrize("config", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_learners_trained_together_equal_learners_trained_alone(config, tmp_path):
     names = ["labels", "distilled", "smoothed"]
-    together, history = train(names, config, tmp_path / "together", evaluate=look)
+    together, history = train(names, config, tmp_path / "together", evaluate=evaluate)
     for name in names:
         alone, own = train([name], config, tmp_path / name)
         assert same_weights(together[name], alone[name])
@@ -184,7 +184,7 @@ def test_recorded_losses_are_means_over_clips(tmp_path):
 
 
 def test_evaluation_comes_every_so_often_and_at_the_end(tmp_path):
-    _, history = train(["labels"], replace(CONFIG, epochs=5, eval_every=2), tmp_path / "c", evaluate=look)
+    _, history = train(["labels"], replace(CONFIG, epochs=5, eval_every=2), tmp_path / "c", evaluate=evaluate)
     assert [record["epoch"] for record in history["labels"] if "val_nll" in record] == [2, 4, 5]
 
 
@@ -338,3 +338,32 @@ def test_what_is_taught_reaches_every_learner_and_is_made_once_a_batch(tmp_path)
     learners = {name: Learner(Student(), Listening()) for name in ("a", "b")}
     fit(learners, batches_of, replace(CONFIG, epochs=1), 7, tmp_path / "c", CPU, teach=teach, progress=False)
     assert made == [8, 8, 4] and seen == [1, 1, 2, 2, 3, 3]
+
+
+class NextWord(Learner):
+    """A learner of another kind: one model, no labels, an entry of its own, and notes."""
+
+    epochs = 0
+
+    def losses(self, batch):
+        logits = self.model(batch["words"][:, :-1])
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), batch["words"][:, 1:].flatten())}
+
+    def notes(self):
+        self.epochs += 1
+        return {"epochs": self.epochs}
+
+
+def test_a_batch_holds_what_its_learner_asks_for(tmp_path):
+    """Means are over the entries that `rows` counts, here of two unequal batches."""
+    words = torch.arange(6 * 5).view(6, 5) % 7
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+    expected = NextWord(model).losses({"words": words})["loss"].item()
+    batches = [{"words": words[rows], "rows": rows} for rows in torch.arange(6).split(4)]
+    config = replace(CONFIG, epochs=2, lr=0.0)
+    history = fit(
+        {"x": NextWord(model)}, lambda epoch: batches, config, 7, tmp_path / "c", CPU, progress=False
+    )["x"]
+    assert [record["loss"] for record in history] == pytest.approx([expected, expected])
+    assert [record["epochs"] for record in history] == [1, 2]

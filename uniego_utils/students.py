@@ -84,24 +84,24 @@ def train_students(
             print(dataset.throughput)
     val_labels = torch.tensor(clips["val"].labels)
 
-    def look(model: nn.Module) -> dict[str, float]:
+    def evaluate(model: nn.Module) -> dict[str, float]:
         logits = predict(model, loader(clips["val"], EVALUATION_BATCH), experiment.device, config.bf16)[
             "logits"
         ]
         return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
 
-    seen = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
+    train_clips = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
     if unlabelled is not None:
-        seen = WithUnlabelled(clips["train"], experiment.clips(unlabelled))
+        train_clips = WithUnlabelled(clips["train"], experiment.clips(unlabelled))
     checkpoint = folder / f"{pass_name}.checkpoint.safetensors"
     history = fit(
         todo,
-        lambda epoch: loader(seen, config.batch_size, experiment.seed, epoch),
+        lambda epoch: loader(train_clips, config.batch_size, experiment.seed, epoch),
         config,
         experiment.seed,
         checkpoint,
         experiment.device,
-        look,
+        evaluate,
         accumulate=experiment.recipe.accumulate(config.batch_size),
         teach=None if teach is None else teach(),
         describe=pass_name,

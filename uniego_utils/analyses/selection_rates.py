@@ -112,12 +112,12 @@ def confidence_gaps(
     return count, pd.Series((best[:, 1] - best[:, 0]).numpy(), index=rows.numpy(), dtype=float)
 
 
-class Watch(nn.Module):
-    """UNIEGO's loss, unchanged, that selects anew on each view which the student sees and keeps the result.
+class SelectionLogger(nn.Module):
+    """UNIEGO's loss, unchanged, that selects anew on each view which the student sees and logs the result.
 
     Args:
         objective: UNIEGO's.
-        clips, proxies, epochs: how much there is to keep.
+        clips, proxies, epochs: how much there is to log.
         k, ce_ceiling: of `select_proxies`.
         live: whether the loss takes the proxies' outputs on this view too, or the stored ones.
     """
@@ -135,18 +135,18 @@ class Watch(nn.Module):
         super().__init__()
         self.objective, self.k, self.ce_ceiling, self.live = objective, k, ce_ceiling, live
         self.epoch = 0  # set by whoever makes the batches
-        self.kept = {  # (epochs, clips, proxies): selected, and with a lower loss than the student's own
+        self.log = {  # (epochs, clips, proxies): selected, and with a lower loss than the student's own
             name: torch.zeros(epochs, clips, proxies, dtype=torch.bool) for name in ("selected", "better")
         }
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
         """See the module `objectives`."""
-        rows, labels, seen = batch["rows"].cpu(), batch["labels"], batch["proxy_logits"]
-        own = F.cross_entropy(logits.detach(), labels, reduction="none")
-        selected = select_proxies(seen.cpu(), labels.cpu(), self.k, self.ce_ceiling)
-        better = proxy_cross_entropy(seen, labels) < own[:, None]
-        self.kept["selected"][self.epoch, rows] = selected
-        self.kept["better"][self.epoch, rows] = selected & better.cpu()
+        rows, labels, proxy_logits = batch["rows"].cpu(), batch["labels"], batch["proxy_logits"]
+        student_loss = F.cross_entropy(logits.detach(), labels, reduction="none")
+        selected = select_proxies(proxy_logits.cpu(), labels.cpu(), self.k, self.ce_ceiling)
+        better = proxy_cross_entropy(proxy_logits, labels) < student_loss[:, None]
+        self.log["selected"][self.epoch, rows] = selected
+        self.log["better"][self.epoch, rows] = selected & better.cpu()
         if not self.live:
             batch = {name: value for name, value in batch.items() if not name.startswith("proxy_")}
         return self.objective(features, logits, batch)
@@ -194,7 +194,7 @@ def follow_level_two(
         experiment.recipe,
         config.label_smoothing,
     )
-    watch = Watch(
+    logger = SelectionLogger(
         objective,
         *selected.shape,
         config.epochs,
@@ -204,13 +204,13 @@ def follow_level_two(
     )
 
     def batches(epoch: int) -> DataLoader:
-        watch.epoch = epoch
+        logger.epoch = epoch
         return loader(clips, config.batch_size, experiment.seed, epoch)
 
     checkpoint = folder / "checkpoint.safetensors"
-    checkpoint.unlink(missing_ok=True)  # what was kept before an interruption is lost
+    checkpoint.unlink(missing_ok=True)  # what was logged before an interruption is lost
     history = fit(
-        {"uniego": Learner(backbone, watch)},
+        {"uniego": Learner(backbone, logger)},
         batches,
         config,
         experiment.seed,
@@ -221,10 +221,10 @@ def follow_level_two(
         describe="follow",
     )["uniego"]
     write_history(folder, history)
-    write_tensors(folder / "selection.safetensors", watch.kept)
+    write_tensors(folder / "selection.safetensors", logger.log)
     finish_run(folder, {"class_loss": history[-1]["class_loss"]})
     checkpoint.unlink(missing_ok=True)
-    return watch.kept
+    return logger.log
 
 
 def selection_over_training(

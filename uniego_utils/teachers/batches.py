@@ -1,6 +1,5 @@
-"""What every teacher's module needs: its job, its clips, and batches over clips held in memory."""
+"""What every teacher's module needs: its job and its clips."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from uniego_utils.cards import Card, Manifest, Preset, TeacherCard
-from uniego_utils.data.video import ClipDataset, EpochSampler
-
-Augment = Callable[[Tensor, torch.Generator | None], Tensor]
+from uniego_utils.data.video import ClipDataset
 
 
 @dataclass(frozen=True)
@@ -34,40 +31,6 @@ class Job:
     def view(self) -> str:
         """The stream that the teacher watches: ego or exo."""
         return self.teacher.viewpoint
-
-
-@dataclass(frozen=True)
-class TensorBatches:
-    """One epoch's batches over clips in memory.
-
-    Args:
-        clips: (N, ...) one entry a clip, in manifest order.
-        labels: (N,) class indices.
-        augment: (B, ...) clips and a generator (None: evaluation) -> what the model is given.
-        seed: with `epoch` the only source of chance, so that a resumed run sees the same batches; None: in
-            order.
-    """
-
-    clips: Tensor
-    labels: Tensor
-    batch_size: int
-    augment: Augment
-    seed: int | None = None
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.clips) // self.batch_size)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        sampler = EpochSampler(len(self.clips), self.batch_size, self.seed, self.epoch)
-        for number, items in enumerate(sampler):
-            rows, draw = torch.tensor([row for row, _ in items]), items[0][1]
-            generator = None if draw is None else torch.Generator().manual_seed(draw + number)
-            yield {
-                "clips": self.augment(self.clips[rows], generator),
-                "labels": self.labels[rows],
-                "rows": rows,
-            }
 
 
 def column_as_video(manifest: Manifest, view: str, column: str) -> Manifest:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from uniego_utils.cards import Manifest, TrainConfig
 from uniego_utils.teachers import images
-from uniego_utils.teachers.batches import Job, TensorBatches, column_as_video
-from uniego_utils.training import Learner, fit
+from uniego_utils.teachers.batches import Job, column_as_video
+from uniego_utils.teachers.fitting import fit_tensors
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,7 @@ def scale_shift_invariant_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 class DepthNet(nn.Module):
-    """Windows (B, context, 3 or more, S, S) -> codes (B, width), inverse depths (B, context, side, side).
-
-    Channels beyond the first three (the targets travel with the frames) are not looked at.
-    """
+    """Windows (B, context, 3, S, S) -> codes (B, width), inverse depths (B, context, side, side)."""
 
     def __init__(self, width: int, image_size: int, settings: Settings):
         super().__init__()
@@ -90,16 +87,16 @@ class DepthNet(nn.Module):
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        code = self.to_code(windows[:, :, :3].flatten(1, 2))
+        code = self.to_code(windows.flatten(1, 2))
         return code, self.to_depth(code)
 
 
 class DepthObjective(nn.Module):
-    """The loss against channel 3 of the batch's frames."""
+    """The loss against the batch's `depth` (B, context, S, S)."""
 
     def forward(self, features: Tensor, predicted: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalar losses; `loss` is the total."""
-        target = F.adaptive_avg_pool2d(batch["clips"][:, :, 3], predicted.shape[-2:])
+        target = F.adaptive_avg_pool2d(batch["depth"], predicted.shape[-2:])
         return {"loss": scale_shift_invariant_loss(predicted, target)}
 
 
@@ -113,20 +110,27 @@ def build(job: Job) -> DepthNet:
     return DepthNet(images.frame_width(job), job.preset.video.image_size, settings)
 
 
-def make_windows(clips: Tensor, job: Job, generator: torch.Generator) -> Tensor:
-    """Random windows of RGB and depth (B, T, 4, S, S) uint8 -> (B * windows, context, 4, S, S) float.
+def make_windows(batch: dict[str, Tensor], job: Job, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random windows of `clips` (B, T, 3, S, S) and `depth` (B, T, S, S) uint8, W a clip, as float.
 
-    Both are mirrored alike; RGB is normalised and changed in its light, depth is in 0..1.
+    Both are mirrored alike. `clips` (B * W, context, 3, S, S) are normalised and changed in their light,
+    `depth` (B * W, context, S, S) is in 0..1.
     """
     settings: Settings = job.settings
-    latest = clips.shape[1] - settings.context + 1
-    first = torch.randint(latest, (len(clips), settings.windows_per_clip, 1), generator=generator)
-    chosen = clips[torch.arange(len(clips))[:, None, None], first + torch.arange(settings.context)]
-    mirror = torch.rand(chosen.shape[:2], generator=generator) < 0.5
-    chosen[mirror] = chosen[mirror].flip(-1)
-    chosen = chosen.flatten(0, 1)
-    rgb = images.jitter(images.normalise(chosen[:, :, :3], job.preset.video), settings.jitter, generator)
-    return torch.cat([rgb, chosen[:, :, 3:] / 255], 2)
+    count, frames = batch["clips"].shape[:2]
+    latest = frames - settings.context + 1
+    first = torch.randint(latest, (count, settings.windows_per_clip, 1), generator=generator)
+    mirror = torch.rand(first.shape[:2], generator=generator) < 0.5
+    windows = {}
+    for name in ("clips", "depth"):
+        chosen = batch[name][torch.arange(count)[:, None, None], first + torch.arange(settings.context)]
+        chosen[mirror] = chosen[mirror].flip(-1)
+        windows[name] = chosen.flatten(0, 1)
+    normalised = images.normalise(windows["clips"], job.preset.video)
+    return {
+        "clips": images.jitter(normalised, settings.jitter, generator),
+        "depth": windows["depth"] / 255,
+    }
 
 
 def train(model: DepthNet, job: Job, manifest: Manifest) -> list[dict]:
@@ -134,22 +138,9 @@ def train(model: DepthNet, job: Job, manifest: Manifest) -> list[dict]:
     settings: Settings = job.settings
     frames = images.decode(job, manifest, settings.subtract_background)
     depths = images.decode(job, column_as_video(manifest, job.view, f"{job.view}_depth"), False)
-    clips = torch.cat([frames, depths[:, :, :1]], 2)
-    del frames, depths
-    labels = torch.tensor(manifest.labels)
-
-    def augment(chosen: Tensor, generator: torch.Generator) -> Tensor:
-        return make_windows(chosen, job, generator)
-
-    def batches(epoch: int) -> TensorBatches:
-        return TensorBatches(clips, labels, settings.train.batch_size, augment, job.seed, epoch)
-
-    learner = Learner(model, DepthObjective())
-    history = fit(
-        {job.key: learner}, batches, settings.train, job.seed, job.checkpoint, job.device, describe=job.key,
-        progress=job.progress,
-    )  # fmt: skip
-    return history[job.key]
+    tensors = {"clips": frames, "depth": depths[:, :, 0].clone()}
+    del depths  # three equal channels
+    return fit_tensors(job, model, DepthObjective(), tensors, make_windows)
 
 
 clips = images.clips

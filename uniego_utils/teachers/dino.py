@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from uniego_utils.cards import Manifest, TrainConfig
 from uniego_utils.teachers import images
-from uniego_utils.teachers.batches import Job, TensorBatches
-from uniego_utils.training import Learner, fit
+from uniego_utils.teachers.batches import Job
+from uniego_utils.teachers.fitting import fit_tensors
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,18 @@ class SelfDistillation(nn.Module):
         settings = self.settings
         self.follow()
         with torch.no_grad():
-            seen = self.teacher(batch["clips"][:, : settings.global_views])[1]
+            taught = self.teacher(batch["clips"][:, : settings.global_views])[1]
         temperatures = settings.student_temperature, settings.teacher_temperature
-        loss = dino_loss(scores, seen, self.centre, *temperatures)
-        target = F.softmax((seen - self.centre) / settings.teacher_temperature, -1).mean((0, 1))
-        self.move_centre(seen)
+        loss = dino_loss(scores, taught, self.centre, *temperatures)
+        target = F.softmax((taught - self.centre) / settings.teacher_temperature, -1).mean((0, 1))
+        self.move_centre(taught)
         return {"loss": loss, "entropy": -(target * target.clamp(min=1e-9).log()).sum()}
 
 
-def make_views(clips: Tensor, job: Job, generator: torch.Generator) -> Tensor:
-    """Frames (B, T, 3, S, S) uint8 -> (B, V, 3, S, S) normalised: global views first, then local ones."""
+def make_views(batch: dict[str, Tensor], job: Job, generator: torch.Generator) -> dict[str, Tensor]:
+    """Of `clips` (B, T, 3, S, S) uint8 their views (B, V, 3, S, S), normalised: first global, then local."""
     settings: Settings = job.settings
+    clips = batch["clips"]
     count = settings.global_views + settings.local_views
     if settings.frames_apart:
         frames = images.draw_frames(clips, min(count, clips.shape[1]), generator)
@@ -139,7 +140,7 @@ def make_views(clips: Tensor, job: Job, generator: torch.Generator) -> Tensor:
     for view, area in zip(pictures, areas, strict=True):
         view = images.random_crop(view, tuple(area), generator, flip=True)
         views.append(images.jitter(view, settings.jitter, generator))
-    return torch.stack(views, 1)
+    return {"clips": torch.stack(views, 1)}
 
 
 def build(job: Job) -> Dino:
@@ -151,21 +152,10 @@ def train(model: Dino, job: Job, manifest: Manifest) -> list[dict]:
     """Self-distil on the clips' frames; the history, a record an epoch. The model ends as the teacher."""
     settings: Settings = job.settings
     frames = images.decode(job, manifest, settings.subtract_background)
-    labels = torch.tensor(manifest.labels)
-
-    def augment(clips: Tensor, generator: torch.Generator) -> Tensor:
-        return make_views(clips, job, generator)
-
-    def batches(epoch: int) -> TensorBatches:
-        return TensorBatches(frames, labels, settings.train.batch_size, augment, job.seed, epoch)
-
     objective = SelfDistillation(model, settings)
-    history = fit(
-        {job.key: Learner(model, objective)}, batches, settings.train, job.seed, job.checkpoint, job.device,
-        describe=job.key, progress=job.progress,
-    )  # fmt: skip
+    history = fit_tensors(job, model, objective, {"clips": frames}, make_views)
     model.load_state_dict(objective.teacher.state_dict())  # the better of the two, section 5.1
-    return history[job.key]
+    return history
 
 
 clips = images.clips

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from uniego_utils.cards import Manifest, TrainConfig
 from uniego_utils.teachers import images
-from uniego_utils.teachers.batches import Job, TensorBatches, require_column
-from uniego_utils.training import Learner, fit
+from uniego_utils.teachers.batches import Job, require_column
+from uniego_utils.teachers.fitting import fit_tensors
 
 PADDING = 0  # token
 
@@ -130,6 +130,16 @@ class SigmoidObjective(nn.Module):
         return {"loss": loss, "found": found.detach()}
 
 
+def augment(batch: dict[str, Tensor], job: Job, generator: torch.Generator) -> dict[str, Tensor]:
+    """Of `clips` (B, T, 3, S, S) uint8 a few frames (B, F, 3, S, S): normalised, cropped, other light."""
+    settings: Settings = job.settings
+    drawn = images.draw_frames(batch["clips"], settings.frames_per_clip, generator)
+    pictures = images.normalise(drawn.flatten(0, 1), job.preset.video)
+    pictures = images.random_crop(pictures, (settings.min_area, 1.0), generator)
+    pictures = images.jitter(pictures, settings.jitter, generator)
+    return {"clips": pictures.unflatten(0, drawn.shape[:2])}
+
+
 def build(job: Job) -> ImageTower:
     """The image tower with random weights; the text tower is needed in training alone."""
     return ImageTower(images.frame_width(job), job.preset.video.image_size, job.settings)
@@ -142,25 +152,10 @@ def train(model: ImageTower, job: Job, manifest: Manifest) -> list[dict]:
     captions = manifest.rows["caption"].tolist()
     known = vocabulary(captions)
     frames = images.decode(job, manifest, settings.subtract_background)
-    labels = torch.tensor(manifest.labels)
-
-    def augment(clips: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = images.draw_frames(clips, settings.frames_per_clip, generator)
-        pictures = images.normalise(drawn.flatten(0, 1), job.preset.video)
-        pictures = images.random_crop(pictures, (settings.min_area, 1.0), generator)
-        return images.jitter(pictures, settings.jitter, generator).unflatten(0, drawn.shape[:2])
-
-    def batches(epoch: int) -> TensorBatches:
-        return TensorBatches(frames, labels, settings.train.batch_size, augment, job.seed, epoch)
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         objective = SigmoidObjective(tokens(captions, known), len(known), settings)
-    history = fit(
-        {job.key: Learner(model, objective)}, batches, settings.train, job.seed, job.checkpoint, job.device,
-        describe=job.key, progress=job.progress,
-    )  # fmt: skip
-    return history[job.key]
+    return fit_tensors(job, model, objective, {"clips": frames}, augment)
 
 
 clips = images.clips

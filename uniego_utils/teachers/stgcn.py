@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from uniego_utils.cards import Manifest, TrainConfig
 from uniego_utils.data.skeletons import Layout, layout_of, read_joints, read_skeleton
 from uniego_utils.objectives import Classification
-from uniego_utils.teachers.batches import Job, TensorBatches, require_column
-from uniego_utils.training import Learner, fit
+from uniego_utils.teachers.batches import Job, require_column
+from uniego_utils.teachers.fitting import fit_tensors
 
 SOURCES = ("joints_3d", "exo_joints_2d")
 
@@ -226,6 +226,14 @@ def move(skeletons: Tensor, generator: torch.Generator, scale: float, shift: flo
     return torch.cat([moved * present, skeletons[..., 2:]], -1)
 
 
+def augment(batch: dict[str, Tensor], job: Job, generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch's `clips` as training shows them: turned in space, or moved in the picture."""
+    settings: Settings = job.settings
+    if settings.source == "joints_3d":
+        return {"clips": turn(batch["clips"], generator, settings.noise_m)}
+    return {"clips": move(batch["clips"], generator, settings.scale, settings.shift)}
+
+
 def build(job: Job) -> STGCN:
     """The network with random weights."""
     settings: Settings = job.settings
@@ -239,25 +247,10 @@ def build(job: Job) -> STGCN:
 
 def train(model: STGCN, job: Job, manifest: Manifest) -> list[dict]:
     """Fit with cross-entropy; the history, a record an epoch."""
-    settings: Settings = job.settings
     dataset = clips(job, manifest)
     skeletons = torch.stack([dataset[row] for row in range(len(dataset))])
-    labels = torch.tensor(manifest.labels)
-
-    def augment(clips: Tensor, generator: torch.Generator) -> Tensor:
-        if settings.source == "joints_3d":
-            return turn(clips, generator, settings.noise_m)
-        return move(clips, generator, settings.scale, settings.shift)
-
-    def batches(epoch: int) -> TensorBatches:
-        return TensorBatches(skeletons, labels, settings.train.batch_size, augment, job.seed, epoch)
-
-    learner = Learner(model, Classification(settings.train.label_smoothing))
-    history = fit(
-        {job.key: learner}, batches, settings.train, job.seed, job.checkpoint, job.device,
-        describe=job.key, progress=job.progress,
-    )  # fmt: skip
-    return history[job.key]
+    tensors = {"clips": skeletons, "labels": torch.tensor(manifest.labels)}
+    return fit_tensors(job, model, Classification(job.settings.train.label_smoothing), tensors, augment)
 
 
 def clips(job: Job, manifest: Manifest) -> Skeletons:

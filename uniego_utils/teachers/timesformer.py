@@ -5,6 +5,7 @@ Kinetics-400 weights (inferred); on the embedded benchmark it is as small as the
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from uniego_utils.cards import Manifest, TrainConfig
 from uniego_utils.data.video import ClipDataset, loader
 from uniego_utils.objectives import Classification
 from uniego_utils.teachers.batches import EvaluationClips, Job, Spans
-from uniego_utils.training import Learner, fit
+from uniego_utils.teachers.fitting import fit_batches
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,8 @@ def train_on(dataset: ClipDataset, model: TimeSformer, job: Job) -> list[dict]:
     take_start(model, job)
     if job.preset.video.cache:
         dataset.preload(job.progress)
-    learner = Learner(model, Classification(config.label_smoothing))
-    history = fit(
-        {job.key: learner}, lambda epoch: loader(dataset, config.batch_size, job.seed, epoch), config,
-        job.seed, job.checkpoint, job.device, describe=job.key, progress=job.progress,
-    )  # fmt: skip
-    return history[job.key]
+    batches = partial(loader, dataset, config.batch_size, job.seed)
+    return fit_batches(job, model, Classification(config.label_smoothing), batches)
 
 
 def take_start(model: TimeSformer, job: Job) -> None:
