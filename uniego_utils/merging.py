@@ -72,7 +72,7 @@ class MergeLearner(Learner):
         """The merged model's cross-entropy."""
         load_blend(self.model.state_dict(), self.space.stacked, self.alpha, self.groups)
         logits = self.outputs(batch)[1]
-        return {"loss": F.cross_entropy(logits, batch["labels"]).double()}  # summed over an epoch
+        return {"loss": F.cross_entropy(logits, batch["labels"]).double()}  # `fit` sums it over an epoch
 
     def backward(self, batch: dict[str, Tensor], together: int) -> dict[str, Tensor]:
         """Add dL/draw to its gradient, by the chain rule through the blend."""
