@@ -1,5 +1,6 @@
 """The loss landscape: a convex toy in closed form, one that is not convex, geometry, and refusals."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -10,28 +11,27 @@ from scipy.special import logsumexp
 from torch import nn
 
 from uniego_utils.analyses.landscape import (
-    Landscape,
     Plane,
     above_chord,
-    blend,
     describe_lines,
     describe_mixtures,
     distances,
     draw_triples,
+    evaluate_combination,
+    evaluate_lines,
+    evaluate_mixtures,
+    evaluate_plane,
+    evaluate_weights,
     filter_noise,
-    look_along_lines,
-    look_at_mixtures,
-    look_on_plane,
     measure_flatness,
     middles,
-    mixture,
     permuted_twin,
     plane_through,
     widest_triple,
 )
 from uniego_utils.backbones import create_backbone
+from uniego_utils.weight_space import WeightSpace
 
-CPU = torch.device("cpu")
 N, WIDTH, CLASSES, R = 30, 5, 4, 4
 NAMES = ["a", "b", "c", "d"]
 
@@ -73,13 +73,13 @@ BATCHES = {"train": batches_of(1), "val": batches_of(2)}
 
 
 @pytest.fixture
-def convex():
-    return Landscape(Linear(), BATCHES, CPU)
+def stacked():
+    return {"head.weight": draw(R, CLASSES, WIDTH, seed=3), "head.bias": draw(R, CLASSES, seed=4)}
 
 
 @pytest.fixture
-def stacked():
-    return {"head.weight": draw(R, CLASSES, WIDTH, seed=3), "head.bias": draw(R, CLASSES, seed=4)}
+def convex(stacked):
+    return WeightSpace(Linear(), NAMES, stacked, BATCHES)
 
 
 def closed_form(split, weight, bias):
@@ -94,20 +94,21 @@ def point(stacked, r):
     return {name: pool[r] for name, pool in stacked.items()}
 
 
-def ends_of(landscape, stacked):
-    return {name: landscape.look(point(stacked, r)) for r, name in enumerate(NAMES)}
+def ends_of(space):
+    return {name: evaluate_weights(space, point(space.stacked, r)) for r, name in enumerate(space.names)}
 
 
 def test_the_loss_of_the_toy_is_its_closed_form(convex, stacked):
-    seen = convex.look(point(stacked, 0))
+    scores = evaluate_weights(convex, point(stacked, 0))
+    assert scores == evaluate_combination(convex, [1.0, 0.0, 0.0, 0.0])
     for split in ("train", "val"):
         slow = closed_form(split, *(stacked[name][0].double().numpy() for name in stacked))
-        assert seen[f"{split}_nll"] == pytest.approx(slow, rel=1e-5)
+        assert scores[f"{split}_nll"] == pytest.approx(slow, rel=1e-5)
 
 
 def test_lines_of_a_convex_loss_match_the_closed_form_and_have_no_barrier(convex, stacked):
     pairs = list(combinations(NAMES, 2))
-    lines = look_along_lines(convex, stacked, NAMES, ends_of(convex, stacked), pairs, steps=4)
+    lines = evaluate_lines(convex, ends_of(convex), pairs, steps=4)
     assert len(lines) == len(pairs) * 5
     weight, bias = (pool.double().numpy() for pool in stacked.values())
     for row in lines.itertuples():
@@ -149,10 +150,10 @@ def test_a_network_and_its_permuted_twin_have_a_barrier():
     twin = {name: value[order] for name, value in own.items() if not name.startswith("head")}
     twin |= {"head.weight": own["head.weight"][:, order], "head.bias": own["head.bias"]}
     stacked = {name: torch.stack([own[name], twin[name]]) for name in own}
-    landscape = Landscape(Deep(), BATCHES, CPU)
-    ends = {name: landscape.look(point(stacked, r)) for r, name in enumerate("ab")}
+    space = WeightSpace(Deep(), ["a", "b"], stacked, BATCHES)
+    ends = ends_of(space)
     assert ends["a"]["val_nll"] == pytest.approx(ends["b"]["val_nll"], rel=1e-4)
-    lines = look_along_lines(landscape, stacked, ["a", "b"], ends, [("a", "b")], steps=2)
+    lines = evaluate_lines(space, ends, [("a", "b")], steps=2)
     found = describe_lines(lines).iloc[0]
     assert found["barrier"] == found["gap"] > 0.1 and not found["convex"]
 
@@ -174,17 +175,17 @@ def test_a_permuted_twin_is_the_same_function_with_other_weights():
 
 
 def test_mixtures_stay_below_their_chord_where_the_loss_is_convex(convex, stacked):
-    ends = ends_of(convex, stacked)
+    ends = ends_of(convex)
     mixtures = draw_triples(NAMES, 100, 0) | {"most": {"a": 0.7, "b": 0.1, "c": 0.1, "d": 0.1}}
-    table = look_at_mixtures(convex, stacked, NAMES, ends, mixtures).set_index("mixture")
+    table = evaluate_mixtures(convex, ends, mixtures).set_index("mixture")
     assert list(table["size"]) == [3, 3, 3, 3, 4]
     for split in ("train", "val"):
         chord = 0.7 * ends["a"][f"{split}_nll"] + sum(0.1 * ends[n][f"{split}_nll"] for n in "bcd")
         assert table.loc["most", f"{split}_chord"] == pytest.approx(chord)
         assert (table[f"{split}_nll"] < table[f"{split}_chord"]).all()
-    lines = look_along_lines(convex, stacked, NAMES, ends, combinations(NAMES, 2), steps=2)
+    lines = evaluate_lines(convex, ends, combinations(NAMES, 2), steps=2)
     halves = {f"{one} + {other}": {one: 0.5, other: 0.5} for one, other in combinations(NAMES, 2)}
-    direct = look_at_mixtures(convex, stacked, NAMES, ends, halves)
+    direct = evaluate_mixtures(convex, ends, halves)
     pd.testing.assert_frame_equal(middles(lines)[direct.columns], direct)
     described = describe_mixtures(pd.concat([direct.assign(kind="pairs"), table.assign(kind="more")]))
     assert (described["holds (%)"] == 100).all() and list(described["count"]) == [6, 6, 5, 5]
@@ -210,19 +211,22 @@ def test_distances_by_definition(stacked):
 
 
 def test_the_plane_keeps_distances_and_has_its_corners_exactly(convex, stacked):
-    corners = {name: pool[:3] for name, pool in stacked.items()}
+    chosen = [3, 0, 1]
+    corners = {name: pool[chosen] for name, pool in stacked.items()}
     plane = plane_through(distances(corners, list(corners)))
-    flat = lambda w: torch.cat([value.flatten() for value in w.values()]).double()  # noqa: E731
-    places = [(0.3, -1.2), (2.0, 0.7)]
-    one, other = (flat(blend(corners, plane.coefficients(*place))) for place in places)
+    flat = []
+    for place in [(0.3, -1.2), (2.0, 0.7)]:
+        replace(convex, names=NAMES[:3], stacked=corners).combine(plane.coefficients(*place))
+        flat.append(torch.cat([value.detach().flatten() for value in convex.model.parameters()]).double())
+    one, other = flat
     assert (one - other).norm().item() == pytest.approx(np.hypot(1.7, 1.9), rel=1e-5)
     for place in range(3):
         np.testing.assert_allclose(plane.coefficients(*plane.corners[place]), np.eye(3)[place], atol=1e-9)
 
-    table = look_on_plane(convex, corners, plane, 3)
+    table = evaluate_plane(convex, chosen, plane, 3)
     assert len(table) == 3 + 9
     for row in table[table["corner"] >= 0].itertuples():
-        assert row.train_nll == convex.look(point(stacked, row.corner))["train_nll"]
+        assert row.train_nll == evaluate_weights(convex, point(corners, row.corner))["train_nll"]
         assert (row.x, row.y) == tuple(plane.corners[row.corner])
     weight, bias = (pool.double().numpy() for pool in corners.values())
     for row in table[table["corner"] < 0].itertuples():
@@ -260,7 +264,7 @@ def test_noise_has_every_filters_norm_and_leaves_vectors_alone():
 
 def test_flatness_is_the_rise_of_the_loss_and_draws_are_the_same_for_all(convex, stacked):
     points = {name: point(stacked, r) for r, name in enumerate("ab")}
-    centres = {name: convex.look(weights) for name, weights in points.items()}
+    centres = {name: evaluate_weights(convex, weights) for name, weights in points.items()}
     table = measure_flatness(convex, points, centres, [0.1, 0.5], draws=3, seed=2)
     assert len(table) == 2 * 2 * 3
     for row in table.itertuples():
@@ -278,28 +282,27 @@ def test_flatness_is_the_rise_of_the_loss_and_draws_are_the_same_for_all(convex,
 
 
 def test_the_loss_is_a_function_of_the_weights_alone():
-    """Neither old running statistics, nor what was looked at before, nor the scale before a norm matter."""
+    """Neither old running statistics, nor points evaluated before, nor the scale before a norm matter."""
     torch.manual_seed(0)
     model = Deep()
     weights = {name: value.detach().clone() for name, value in model.named_parameters()}
-    landscape = Landscape(model, BATCHES, CPU)
-    seen = landscape.look(weights)
+    stacked = {name: torch.stack([value.clone(), value + 1]) for name, value in model.state_dict().items()}
+    space = WeightSpace(model, ["a", "b"], stacked, BATCHES)
+    scores = evaluate_weights(space, weights)
     model.norm.running_mean.fill_(100)
-    landscape.look({name: value + 1 for name, value in weights.items()})
-    assert landscape.look(weights) == seen
+    evaluate_weights(space, {name: value + 1 for name, value in weights.items()})
+    assert evaluate_weights(space, weights) == scores
+    assert evaluate_combination(space, [1.0, 0.0]) == scores  # one of the proxies is judged as any point
     scaled = weights | {"stem.weight": 7 * weights["stem.weight"], "stem.bias": 7 * weights["stem.bias"]}
-    assert landscape.look(scaled)["val_nll"] == pytest.approx(seen["val_nll"], abs=1e-3)
+    assert evaluate_weights(space, scaled)["val_nll"] == pytest.approx(scores["val_nll"], abs=1e-3)
 
 
-def test_a_blend_is_affine_and_checks_its_coefficients(stacked):
-    mixed = blend(stacked | {"count": torch.arange(R)}, [2.0, -1.0, 0.0, 0.0])
-    torch.testing.assert_close(mixed["head.bias"], 2 * stacked["head.bias"][0] - stacked["head.bias"][1])
-    assert "count" not in mixed
+def test_combinations_check_their_coefficients(convex):
     for wrong in ([0.5, 0.5], [0.5, 0.5, 0.5, 0.5]):
         with pytest.raises(ValueError, match="4 points need as many coefficients that sum to 1"):
-            blend(stacked, wrong)
+            evaluate_combination(convex, wrong)
     with pytest.raises(ValueError, match="no point z; choose of a, b, c, d"):
-        mixture(NAMES, {"z": 1.0})
+        evaluate_mixtures(convex, ends_of(convex), {"odd": {"z": 1.0}})
 
 
 def test_points_on_a_line_are_refused():
@@ -313,7 +316,7 @@ def test_points_on_a_line_are_refused():
 def test_too_few_points_are_refused(convex, stacked):
     for steps in (0, 1, 3):
         with pytest.raises(ValueError, match=f"{steps} steps leave the middle"):
-            look_along_lines(convex, stacked, NAMES, ends_of(convex, stacked), [("a", "b")], steps=steps)
+            evaluate_lines(convex, ends_of(convex), [("a", "b")], steps=steps)
     with pytest.raises(ValueError, match="grid of 1"):
         Plane(np.eye(3, 2)).grid(1)
     for radii, draws in (([], 2), ([0.1], 0), ([0.0], 1)):
@@ -323,4 +326,4 @@ def test_too_few_points_are_refused(convex, stacked):
 
 def test_a_loss_that_is_not_finite_is_an_error(convex, stacked):
     with pytest.raises(FloatingPointError, match="not finite"):
-        convex.look({name: value * torch.inf for name, value in point(stacked, 0).items()})
+        evaluate_weights(convex, {name: value * torch.inf for name, value in point(stacked, 0).items()})

@@ -136,7 +136,7 @@ def test_reads_declarations_over_several_lines(tmp_path):
 
 def test_finds_the_modules_behind_a_notebook(tmp_path, monkeypatch):
     monkeypatch.chdir(PROJECT)
-    toy = write_toy(tmp_path / "toy.ipynb", "from uniego_utils.merging import merge_proxies")
+    toy = write_toy(tmp_path / "toy.ipynb", "from uniego_utils.merging import merge")
     found = sources_of(toy)
     assert {"uniego_utils/merging.py", "uniego_utils/runs.py", "uniego_utils/training.py"} <= set(found)
     assert "uniego_utils/pipeline/runner.py" not in found

@@ -13,7 +13,7 @@ from uniego_utils.candidates import everyone
 from uniego_utils.cards import CARDS, from_mapping, load_card, merged
 from uniego_utils.data.video import loader
 from uniego_utils.experiment import Experiment
-from uniego_utils.merging import merge_proxies
+from uniego_utils.merging import merge
 from uniego_utils.methods import EGO, MERGES, NAIVE, Method, choose, of_notebook
 from uniego_utils.mocap.clips import MocapSettings, build
 from uniego_utils.objectives import ProxyDistillation, TeacherDistillation
@@ -66,7 +66,7 @@ def trained(data_root, tmp_path_factory):
     """An experiment after notebooks 02 to 04."""
     experiment = open_small_experiment(data_root, tmp_path_factory.mktemp("outputs"))
     train_proxies(experiment, "each")
-    merge_proxies(experiment)
+    merge(experiment)
     train(experiment, of_notebook("04_spd"))
     return experiment
 

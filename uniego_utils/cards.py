@@ -74,7 +74,7 @@ class TrainConfig:
 
     epochs: int = 15
     batch_size: int = 8
-    optimizer: str = "sgd"  # sgd | adamw
+    optimizer: str = "sgd"  # sgd | adamw | adam
     lr: float = 0.005  # peak
     momentum: float = 0.9  # of sgd
     weight_decay: float = 1e-4

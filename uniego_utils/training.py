@@ -100,12 +100,14 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
 
 def create_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum (the paper's) or AdamW."""
+    """SGD with momentum (the paper's), AdamW, or Adam (for the merge)."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
-    raise ValueError(f"unknown optimizer {config.optimizer!r}; choose sgd or adamw")
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
+    raise ValueError(f"unknown optimizer {config.optimizer!r}; choose sgd, adamw or adam")
 
 
 def fit(

@@ -1,6 +1,6 @@
 """A map of the simplex between the proxies: what a blend scores, predicted from a few that were measured.
 
-Scores are of validation clips: columns `val_top1` (percent) and `val_nll` (nats), as `Mixer.look` gives them.
+Scores are of validation clips: columns `val_top1` (percent) and `val_nll` (nats), of `WeightSpace.evaluate`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,22 +11,21 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import RidgeCV
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from uniego_utils.cards import Card
-from uniego_utils.data.video import ClipDataset
+from uniego_utils.data.video import loader
 from uniego_utils.experiment import Experiment
-from uniego_utils.merging import Mixer, stack_proxies
 from uniego_utils.runs import digest, finish_run, read_json, require_finished, start_run, write_text
-from uniego_utils.sources import load_outputs, load_student
+from uniego_utils.sources import EVALUATION_BATCH, PROXIES_CURE, load_outputs
 from uniego_utils.training import read_metrics, score
+from uniego_utils.weight_space import WeightSpace, open_weight_space
 
 SCORES = ("val_top1", "val_nll")
 CONCENTRATIONS = (0.3, 1.0)  # of the Dirichlet draws: a few proxies weigh most, or any blend is as likely
 PENALTIES = np.logspace(-5, 0, 6)
 FREEDOM = 3.0  # how much less the curvature that all pairs share is penalised than a pair's own
-CURE = "run notebook 02_proxy with teacher = each"
 
 Predict = Callable[[np.ndarray], pd.DataFrame]  # alphas (M, R) -> scores (M, 2)
 
@@ -40,32 +39,25 @@ def sample_simplex(count: int, proxies: int, seed: int) -> np.ndarray:
     return np.array(points).reshape(count, proxies)
 
 
-def open_mixer(experiment: Experiment) -> Mixer:
-    """What blends a seed's proxies and looks at validation clips; train clips are read only where a model has
-    running statistics, which must be measured anew for a blend."""
-    model = experiment.backbone()
-    stacked = stack_proxies(
-        model.state_dict(),
-        list(experiment.card.teachers),
-        lambda key: load_student(experiment.folder("02_proxy") / key, CURE),
-        experiment.device,
-    )
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        train = experiment.clips("train", progress=False)
-    else:
-        train = ClipDataset(experiment.manifest("train"), "ego", experiment.preset.video)
-    clips = {"train": train, "val": experiment.clips("val", progress=False)}
-    return Mixer(experiment, model.to(experiment.device), stacked, clips)
+def open_blends(experiment: Experiment, proxies: Mapping[str, Path] | None = None) -> WeightSpace:
+    """The weight space of proxies (name -> run folder; None: the seed's), ready for `evaluate_blend`."""
+    proxies = proxies or {key: experiment.folder("02_proxy") / key for key in experiment.card.teachers}
+    space = open_weight_space(experiment, proxies)
+    # train clips are decoded only where running statistics must be measured on them
+    for split in ("train", "val") if space.has_statistics else ("val",):
+        clips = experiment.clips(split, progress=False)
+        space.batches = {**space.batches, split: loader(clips, EVALUATION_BATCH)}
+    return space
 
 
 def measure_blends(experiment: Experiment, count: int, folder: Path, progress: bool = True) -> pd.DataFrame:
-    """Mix and run `count` points of the simplex on the validation clips, once: a finished folder is reused.
+    """The scores of `count` points of the simplex on validation clips; a finished folder is reused.
 
     Returns:
         A row a point: a column per proxy with its coefficient, and `SCORES`. Also in `<folder>/blends.csv`.
     """
     keys = list(experiment.card.teachers)
-    folders = {key: require_finished(experiment.folder("02_proxy") / key, CURE) for key in keys}
+    folders = {key: require_finished(experiment.folder("02_proxy") / key, PROXIES_CURE) for key in keys}
     config = {
         "seed": experiment.seed,
         "blends": count,
@@ -76,13 +68,13 @@ def measure_blends(experiment: Experiment, count: int, folder: Path, progress: b
     }
     if start_run(folder, config):
         return pd.read_csv(folder / "blends.csv", float_precision="round_trip")
-    mixer = open_mixer(experiment)
+    space = open_blends(experiment)
     alphas = sample_simplex(count, len(keys), experiment.seed)
-    looks = [
-        mixer.look_at(torch.tensor(alpha, dtype=torch.float32))
+    evaluations = [
+        space.evaluate_blend(torch.tensor(alpha, dtype=torch.float32))
         for alpha in tqdm(alphas, "blends", disable=not progress, leave=False)
     ]
-    blends = pd.DataFrame(alphas, columns=keys).join(pd.DataFrame(looks, columns=list(SCORES)))
+    blends = pd.DataFrame(alphas, columns=keys).join(pd.DataFrame(evaluations, columns=list(SCORES)))
     write_text(folder / "blends.csv", blends.to_csv(index=False))
     finish_run(folder, {"blends": count})
     return blends
@@ -170,7 +162,7 @@ def logit_surrogate(logits: Tensor, labels: Tensor) -> Predict:
 def proxies_logits(experiment: Experiment) -> tuple[Tensor, Tensor]:
     """Stored logits (clips, proxies, classes) of validation clips, and their labels (clips,)."""
     folders = [experiment.folder("02_proxy") / key for key in experiment.card.teachers]
-    logits = torch.stack([load_outputs(folder, "val", CURE)["logits"] for folder in folders], 1)
+    logits = torch.stack([load_outputs(folder, "val", PROXIES_CURE)["logits"] for folder in folders], 1)
     return logits, torch.tensor(experiment.manifest("val").labels)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchjd.aggregation import CAGradWeighting, PCGradWeighting, UPGradWeighting
 
 from uniego_utils.cards import TrainConfig
-from uniego_utils.merging import name_layers
 from uniego_utils.objectives import Losses
 from uniego_utils.training import Learner
+from uniego_utils.weight_space import name_layers
 
 SHARED = "shared"  # the group of all shared weights
 SOURCE = "source"  # each source's gradient on the shared weights, by itself
@@ -46,7 +46,7 @@ OF_MEAN = ("cagrad", "upgrad")  # these keep the scale of the mean gradient, the
 
 
 def shared_layers(model: nn.Module) -> dict[str, str]:
-    """Every shared parameter's layer, as in `merging.name_layers`: the stem, each block, the final norm."""
+    """Every shared parameter's layer, as of `name_layers`: the stem, each block, the final norm."""
     layers = name_layers(list(model.state_dict()))
     return {name: layers[name] for name, _ in model.named_parameters() if layers[name] != HEAD}
 

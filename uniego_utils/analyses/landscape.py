@@ -1,25 +1,22 @@
 """The loss as a function of the weights: between proxies, on planes through three of them, and around one.
 
 Proposition 1 of the paper presupposes that the loss is convex where the proxies lie. Here that is measured.
-
-BatchNorm's running statistics are no weights; they are measured anew at every point, so that the loss is a
-function of the weights alone.
+Running statistics are measured anew at every point, so that the loss is a function of the weights alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from uniego_utils.data.video import ClipSubset, loader
 from uniego_utils.experiment import Experiment
-from uniego_utils.merging import Weights, reestimate_statistics
 from uniego_utils.sources import EVALUATION_BATCH
-from uniego_utils.training import predict, score
+from uniego_utils.weight_space import Weights, WeightSpace, mixture
 
 SPLITS = ("train", "val")
 USUAL = {  # notebook 11's own parameters; others get a folder of their own
@@ -34,86 +31,52 @@ USUAL = {  # notebook 11's own parameters; others get a folder of their own
 TOLERANCE = 1e-5  # nats; float32 losses are no finer
 
 
-@dataclass
-class Landscape:
-    """A network's loss and accuracy at any weights, always on the same clips.
+def spread_batches(experiment: Experiment, clips: int) -> dict[str, list[dict[str, Tensor]]]:
+    """Split -> batches of `clips` clips evenly spread over it, decoded and kept in memory."""
+    batches = {}
+    for split in SPLITS:
+        dataset = experiment.clips(split)
+        rows = np.unique(np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(int))
+        chosen = ClipSubset(dataset, tuple(rows.tolist()))
+        batches[split] = list(loader(chosen, EVALUATION_BATCH))
+    return batches
 
-    Args:
-        model: `model(clips)` gives (features, logits); its weights are overwritten.
-        batches: `train` and `val` -> batches with `clips` and `labels`, kept in memory. Running statistics
-            are measured on `train`.
-        seed: of dropout while they are measured.
+
+def evaluate_weights(space: WeightSpace, weights: Weights) -> dict[str, float]:
+    """`train_top1`, `train_nll`, `val_top1` and `val_nll` (percent, nats) at `weights`.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
     """
-
-    model: nn.Module
-    batches: Mapping[str, Sequence[dict[str, Tensor]]]
-    device: torch.device
-    seed: int = 0
-
-    def look(self, weights: Weights) -> dict[str, float]:
-        """`train_nll`, `train_top1`, `val_nll` and `val_top1` (nats, percent) at `weights`.
-
-        Raises FloatingPointError where a loss is not finite.
-        """
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
-        torch.manual_seed(self.seed)
-        reestimate_statistics(self.model, self.batches["train"], self.device)
-        seen = {}
-        for split in SPLITS:
-            logits = predict(self.model, self.batches[split], self.device)["logits"]
-            labels = torch.cat([batch["labels"] for batch in self.batches[split]])
-            seen |= {f"{split}_{name}": value for name, value in score(logits, labels).items()}
-        if not np.isfinite(list(seen.values())).all():
-            raise FloatingPointError(f"a loss is not finite: {seen}; look nearer to the trained weights")
-        return seen
+    space.load(weights)
+    return space.evaluate(*SPLITS)
 
 
-def blend(stacked: Weights, coefficients: Sequence[float] | Tensor) -> Weights:
-    """sum_r coefficients_r theta_r of the R proxies in `stacked` ((R, ...) each).
-
-    The coefficients sum to one; outside the simplex they may be negative.
+def evaluate_combination(space: WeightSpace, coefficients: Tensor | Sequence[float]) -> dict[str, float]:
+    """The same at sum_r coefficients_r theta_r: (R,), which sum to one, negative outside the simplex.
 
     Raises:
         ValueError: another number of coefficients, or another sum.
+        FloatingPointError: a loss is not finite.
     """
-    coefficients = torch.as_tensor(coefficients, dtype=torch.float64)
-    count = len(next(iter(stacked.values())))
-    if coefficients.shape != (count,) or not abs(coefficients.sum().item() - 1) < 1e-5:
-        raise ValueError(
-            f"{count} points need as many coefficients that sum to 1, got {coefficients.tolist()}"
-        )
-    return {
-        name: torch.tensordot(coefficients.to(pool), pool, 1)
-        for name, pool in stacked.items()
-        if pool.is_floating_point()
-    }
+    space.combine(coefficients)
+    space.measure_statistics()  # at a corner too: all points are to be judged alike
+    return space.evaluate(*SPLITS)
 
 
-def mixture(names: Sequence[str], members: Mapping[str, float]) -> Tensor:
-    """Coefficients (R,) in the order of `names`; those who are no members have 0."""
-    if unknown := [name for name in members if name not in names]:
-        raise ValueError(f"no point {', '.join(unknown)}; choose of {', '.join(names)}")
-    return torch.tensor([members.get(name, 0.0) for name in names], dtype=torch.float64)
-
-
-def look_along_lines(
-    landscape: Landscape,
-    stacked: Weights,
-    names: Sequence[str],
+def evaluate_lines(
+    space: WeightSpace,
     ends: Mapping[str, dict],
     pairs: Iterable[tuple[str, str]],
     steps: int = 4,
 ) -> pd.DataFrame:
-    """The losses on straight lines from one point to another, in `steps` equal steps.
+    """The losses on straight lines from one proxy to another, in `steps` equal steps.
 
     Args:
-        names: R, of the points in `stacked`.
-        ends: name -> what `look` gives at that point.
+        ends: proxy -> its `evaluate_weights`.
 
     Returns:
-        A row a place: one, other, t (0 at `one`, 1 at `other`) and what `look` gives.
+        A row a place: one, other, t (0 at `one`, 1 at `other`) and the columns of `evaluate_weights`.
 
     Raises:
         ValueError: an odd number of steps, or none: the middle would be left out.
@@ -125,10 +88,10 @@ def look_along_lines(
         for step in range(steps + 1):
             t = step / steps
             if step in (0, steps):
-                seen = ends[other if step else one]
+                scores = ends[other if step else one]
             else:
-                seen = landscape.look(blend(stacked, mixture(names, {one: 1 - t, other: t})))
-            rows.append({"one": one, "other": other, "t": t, **seen})
+                scores = evaluate_combination(space, mixture(space.names, {one: 1 - t, other: t}))
+            rows.append({"one": one, "other": other, "t": t, **scores})
     return pd.DataFrame(rows)
 
 
@@ -169,35 +132,32 @@ def describe_lines(lines: pd.DataFrame, split: str = "train") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def look_at_mixtures(
-    landscape: Landscape,
-    stacked: Weights,
-    names: Sequence[str],
-    ends: Mapping[str, dict],
-    mixtures: Mapping[str, Mapping[str, float]],
+def evaluate_mixtures(
+    space: WeightSpace, ends: Mapping[str, dict], mixtures: Mapping[str, Mapping[str, float]]
 ) -> pd.DataFrame:
-    """The losses at convex combinations of the points, beside what equation 3 allows them.
+    """The losses at convex combinations of the proxies, beside what equation 3 allows them.
 
     Args:
-        mixtures: name -> its members' coefficients; all else as of `look_along_lines`.
+        ends: proxy -> its `evaluate_weights`.
+        mixtures: name -> its members' coefficients.
 
     Returns:
-        A row a mixture: mixture, size (members), what `look` gives, and `<split>_chord`, the same combination
-        of the members' losses: an upper bound, were the loss convex.
+        A row a mixture: mixture, size (members), the columns of `evaluate_weights`, and `<split>_chord`, the
+        same combination of the members' losses: an upper bound, were the loss convex.
     """
     rows = []
     for called, members in mixtures.items():
-        seen = landscape.look(blend(stacked, mixture(names, members)))
+        scores = evaluate_combination(space, mixture(space.names, members))
         chords = {
             f"{split}_chord": sum(share * ends[name][f"{split}_nll"] for name, share in members.items())
             for split in SPLITS
         }
-        rows.append({"mixture": called, "size": sum(s > 0 for s in members.values()), **seen, **chords})
+        rows.append({"mixture": called, "size": sum(s > 0 for s in members.values()), **scores, **chords})
     return pd.DataFrame(rows)
 
 
 def middles(lines: pd.DataFrame) -> pd.DataFrame:
-    """The middle of every line, as `look_at_mixtures` describes mixtures."""
+    """The middle of every line, as `evaluate_mixtures` describes mixtures."""
     middle = above_chord(lines)
     middle = middle[middle["t"] == 0.5]
     table = middle.drop(columns=["one", "other", "t"]).assign(
@@ -297,26 +257,29 @@ def widest_triple(apart: np.ndarray) -> tuple[int, int, int]:
     return max(combinations(range(len(apart)), 3), key=around)
 
 
-def look_on_plane(
-    landscape: Landscape, corners: Weights, plane: Plane, count: int, margin: float = 0.25
+def evaluate_plane(
+    space: WeightSpace, corners: Sequence[int], plane: Plane, count: int, margin: float = 0.25
 ) -> pd.DataFrame:
     """The losses on a grid over the plane, and at its corners.
 
     Args:
-        corners: the three points, (3, ...) each.
+        corners: the places of the three proxies among the R.
+        plane: of `plane_through` these.
 
     Returns:
-        A row a place: x, y, corner (0, 1, 2; -1 for the grid's) and what `look` gives.
+        A row a place: x, y, corner (0, 1, 2; -1 for the grid's) and the columns of `evaluate_weights`.
     """
+    three = {name: pool[list(corners)] for name, pool in space.stacked.items()}
+    space = replace(space, names=[space.names[place] for place in corners], stacked=three)
     xs, ys = plane.grid(count, margin)
     rows = [
-        {"x": x, "y": y, "corner": place, **landscape.look(blend(corners, np.eye(3)[place]))}
+        {"x": x, "y": y, "corner": place, **evaluate_combination(space, np.eye(3)[place])}
         for place, (x, y) in enumerate(plane.corners)
     ]
     for y in ys:
         for x in xs:
-            seen = landscape.look(blend(corners, plane.coefficients(x, y)))
-            rows.append({"x": x, "y": y, "corner": -1, **seen})
+            scores = evaluate_combination(space, plane.coefficients(x, y))
+            rows.append({"x": x, "y": y, "corner": -1, **scores})
     return pd.DataFrame(rows)
 
 
@@ -335,13 +298,13 @@ def filter_noise(weights: Weights, parameters: Sequence[str], generator: torch.G
         if value.ndim < 2:
             noise[name] = torch.zeros_like(value)
             continue
-        own, new = (tensor.flatten(1).norm(dim=1) for tensor in (value, drawn))
-        noise[name] = drawn * (own / new).view(-1, *[1] * (value.ndim - 1))
+        norms, drawn_norms = (tensor.flatten(1).norm(dim=1) for tensor in (value, drawn))
+        noise[name] = drawn * (norms / drawn_norms).view(-1, *[1] * (value.ndim - 1))
     return noise
 
 
 def measure_flatness(
-    landscape: Landscape,
+    space: WeightSpace,
     points: Mapping[str, Weights],
     centres: Mapping[str, dict],
     radii: Sequence[float],
@@ -351,13 +314,13 @@ def measure_flatness(
     """How much the loss rises around each point, in random directions; the same draws for every point.
 
     Args:
-        points: name -> weights; centres: name -> what `look` gives there.
+        points: name -> weights; centres: name -> their `evaluate_weights`.
         radii: shares of each filter's norm.
         draws: directions a point.
 
     Returns:
-        A row a point, radius and draw: model, radius, draw, what `look` gives there, and `<split>_rise`, its
-        loss minus that at the point (nats).
+        A row a point, radius and draw: model, radius, draw, the columns of `evaluate_weights`, and
+        `<split>_rise`, the loss there minus that at the point (nats).
 
     Raises:
         ValueError: no draw, or a radius that is not above 0.
@@ -366,18 +329,19 @@ def measure_flatness(
         raise ValueError(
             f"{draws} draws at radii {list(radii)}: at least one draw and radii above 0 are needed"
         )
-    names = [name for name, _ in landscape.model.named_parameters()]
+    names = [name for name, _ in space.model.named_parameters()]
     rows = []
     for model, weights in points.items():
         for draw in range(draws):
             noise = filter_noise(weights, names, torch.Generator().manual_seed(1_000 * seed + draw))
             for radius in radii:
                 moved = {name: weights[name] + radius * noise[name] for name in names}
-                seen = landscape.look(moved)
+                scores = evaluate_weights(space, moved)
                 rises = {
-                    f"{split}_rise": seen[f"{split}_nll"] - centres[model][f"{split}_nll"] for split in SPLITS
+                    f"{split}_rise": scores[f"{split}_nll"] - centres[model][f"{split}_nll"]
+                    for split in SPLITS
                 }
-                rows.append({"model": model, "radius": radius, "draw": draw, **seen, **rises})
+                rows.append({"model": model, "radius": radius, "draw": draw, **scores, **rises})
     return pd.DataFrame(rows)
 
 
@@ -385,37 +349,22 @@ def describe_mixtures(mixtures: pd.DataFrame) -> pd.DataFrame:
     """How often equation 3 holds, by kind of mixture and split.
 
     Args:
-        mixtures: of `look_at_mixtures`, with a column `kind`.
+        mixtures: of `evaluate_mixtures`, with a column `kind`.
 
     Returns:
         Columns kind, split, count, holds (%), mean gap and highest (nats above what equation 3 allows).
     """
     rows = []
-    for (kind, own), split in product(mixtures.groupby("kind", sort=False), SPLITS):
-        gap = own[f"{split}_nll"] - own[f"{split}_chord"]
+    for (kind, table), split in product(mixtures.groupby("kind", sort=False), SPLITS):
+        gap = table[f"{split}_nll"] - table[f"{split}_chord"]
         rows.append(
             {
                 "kind": kind,
                 "split": split,
-                "count": len(own),
+                "count": len(table),
                 "holds (%)": 100 * (gap <= 0).mean(),
                 "mean gap": gap.mean(),
                 "highest": gap.max(),
             }
         )
     return pd.DataFrame(rows)
-
-
-def landscape_of(experiment: Experiment, clips: int, preload: bool = True) -> Landscape:
-    """The landscape of an experiment's students on `clips` clips of either split, evenly spread over it.
-
-    Args:
-        preload: False where nothing will be looked at: clips are then not decoded.
-    """
-    batches = {}
-    for split in SPLITS if preload else ():
-        dataset = experiment.clips(split)
-        rows = np.unique(np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(int))
-        chosen = ClipSubset(dataset, tuple(rows.tolist()))
-        batches[split] = list(loader(chosen, EVALUATION_BATCH))
-    return Landscape(experiment.backbone().to(experiment.device), batches, experiment.device, experiment.seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 from uniego_utils.analyses.reliability import cross_fit, held_out_logits, proxies_of, split_folds
 from uniego_utils.candidates import selected
 from uniego_utils.experiment import Experiment
-from uniego_utils.merging import merge_proxies
+from uniego_utils.merging import merge
 from uniego_utils.methods import NAIVE
 from uniego_utils.sources import Sources, load_outputs, teacher_targets
 from uniego_utils.students import train
@@ -86,7 +86,7 @@ def _train_dose(
     """Train `DOSE_METHODS` on the first `count` teachers and proxies; whom SPD selects, (N, count) bool."""
     teachers, proxies = (dict(list(each.items())[:count]) for each in (teachers, proxies))
     train(experiment, [NAIVE], folder, sources=Sources(experiment, teachers=teachers))
-    merge_proxies(experiment, ["merged"], proxies, folder)
+    merge(experiment, ["merged"], proxies, folder)
     sources = Sources(
         experiment,
         k=k,
