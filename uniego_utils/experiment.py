@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from uniego_utils.backbones import create_backbone
+from uniego_utils.backbones import backbone_module
 from uniego_utils.cards import (
     CLASSES_FILE,
     PROJECT,
@@ -61,12 +61,9 @@ class Experiment:
 
     def backbone(self) -> nn.Module:
         """A student with random weights, drawn from this experiment's seed."""
-        torch.manual_seed(self.seed)
-        video = self.preset.video
-        classes = len(self.card.classes)
-        return create_backbone(
-            self.preset.backbone, classes, video.num_frames, video.image_size, self.preset.size
-        )
+        build, video = backbone_module(self.preset.backbone).build, self.preset.video
+        torch.manual_seed(self.seed)  # after the import, which might draw
+        return build(len(self.card.classes), video.num_frames, video.image_size, self.preset.size)
 
     def folder(self, notebook: str, **changed: object) -> Path:
         """Run folder of a notebook for this experiment's seed, recipe and backbone, e.g. `02_proxy/seed0`."""

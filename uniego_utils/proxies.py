@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uniego_utils.backbones.timesformer import imagenet_weights, inflate
+from uniego_utils.backbones import backbone_module
 from uniego_utils.experiment import Experiment
 from uniego_utils.objectives import Classification, TeacherDistillation
 from uniego_utils.runs import digest, read_tensors, require_finished
@@ -46,8 +46,8 @@ def common_start(
 ) -> dict[str, Tensor]:
     """Weights from which all students of a seed start; merging presupposes that they share it.
 
-    The paper's is an ImageNet ViT, inflated. Where the preset has a `start`, the backbone is instead trained
-    on the ego clips' labels for that long, once.
+    They are the backbone's published ones (the paper's: an ImageNet ViT, inflated). Where the preset has a
+    `start`, the backbone is instead trained on the ego clips' labels for that long, once.
 
     Args:
         folder: holds its run folder; None: notebook 02's.
@@ -56,7 +56,7 @@ def common_start(
     backbone = experiment.backbone()
     config = experiment.preset.start
     if config is None:
-        inflate(backbone, imagenet_weights(weights=experiment.weights))
+        backbone_module(experiment.preset.backbone).pretrained_start(backbone, experiment.weights)
         return backbone.state_dict()
     folder = folder or experiment.folder("02_proxy")
     learner = Learner(backbone, Classification(config.label_smoothing))
