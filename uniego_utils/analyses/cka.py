@@ -45,7 +45,9 @@ def debiased_cka(x: Tensor, y: Tensor) -> float:
     return cka_matrices({"x": x.double(), "y": y.double()})["debiased"][0, 1].item()
 
 
-def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = None) -> dict[str, Tensor]:
+def cka_matrices(
+    features: Mapping[str, Tensor], groups: Sequence[int] | None = None, block: int = BLOCK
+) -> dict[str, Tensor]:
     """Linear CKA of all pairs of feature sets, biased and debiased, without any n x n matrix.
 
     With centred features X (n, p) and Y (n, q), squared row norms k_i and l_i, and C = X'Y,
@@ -63,6 +65,7 @@ def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = 
         groups: for each clip a number from 0 to G - 1, e.g. of its person. CKA is then computed again
             without each group, for `jackknife`; from the groups' own products, so that it takes twice the
             time and not G times.
+        block: clips multiplied at once; bounds the memory, and does not change the result.
 
     Returns:
         `biased` and `debiased`: (S, S) float64 for S sets; with groups (1 + G, S, S), first of all clips,
@@ -73,22 +76,22 @@ def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = 
         ValueError: sets that do not pair up, are constant or not finite (also: without one of the groups),
             fewer than four clips, or groups that do not number the clips.
     """
-    _check_sets(features)
+    _check_sets(features, block)
     sets = list(features.values())
     clips = len(sets[0])
     members = [torch.arange(clips)] if groups is None else _members(groups, clips)
-    means = [sum(part.sum(0, dtype=torch.double) for part in x.split(BLOCK)) / clips for x in sets]
+    means = [sum(part.sum(0, dtype=torch.double) for part in x.split(block)) / clips for x in sets]
 
     squares = torch.zeros(clips, len(sets), dtype=torch.double)  # of the norms of centred rows
     sums = [torch.zeros(len(members), x.shape[1], dtype=torch.double) for x in sets]
     widths = [x.shape[1] for x in sets]
     totals = [torch.zeros(p, sum(widths[place:]), dtype=torch.double) for place, p in enumerate(widths)]
     for group, rows in enumerate(members):
-        for part in rows.split(BLOCK):
-            block = _centred(sets, means, part)
-            squares[part] = torch.stack([x.square().sum(1, dtype=torch.double) for x in block], 1)
-            for place, product in enumerate(_products(block)):
-                sums[place][group] += block[place].sum(0, dtype=torch.double)
+        for part in rows.split(block):
+            centred = _centred(sets, means, part)
+            squares[part] = torch.stack([x.square().sum(1, dtype=torch.double) for x in centred], 1)
+            for place, product in enumerate(_products(centred)):
+                sums[place][group] += centred[place].sum(0, dtype=torch.double)
                 totals[place] += product
     inner = [
         [part.square().sum() for part in total.split(widths[place:], 1)] for place, total in enumerate(totals)
@@ -99,7 +102,7 @@ def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = 
         rest = clips - torch.tensor([len(rows) for rows in members])
         # the sum over all clips is zero, hence the mean of those without a group:
         centres = [-each / rest[:, None] for each in sums]
-        along = _projections(sets, means, centres)
+        along = _projections(sets, means, centres, block)
         totals = [total.to(sets[0].dtype) for total in totals]
         for group, rows in enumerate(members):
             centre = [each[group] for each in centres]
@@ -130,18 +133,20 @@ def _centred(sets: Sequence[Tensor], means: Sequence[Tensor], rows: Tensor) -> l
     return [x[rows] - mean.to(x.dtype) for x, mean in zip(sets, means, strict=True)]
 
 
-def _products(block: list[Tensor]) -> Iterator[Tensor]:
+def _products(centred: list[Tensor]) -> Iterator[Tensor]:
     """Of each set X'[X, later sets], (width, their widths): half of all products, in few large ones."""
-    beside, first = torch.cat(block, 1), 0
-    for x in block:
+    beside, first = torch.cat(centred, 1), 0
+    for x in centred:
         yield x.T @ beside[:, first:]
         first += x.shape[1]
 
 
-def _projections(sets: Sequence[Tensor], means: Sequence[Tensor], centres: Sequence[Tensor]) -> Tensor:
+def _projections(
+    sets: Sequence[Tensor], means: Sequence[Tensor], centres: Sequence[Tensor], block: int
+) -> Tensor:
     """Dot products of all clips with each group's centre: (n, sets, G)."""
     found = torch.zeros(len(sets[0]), len(sets), len(centres[0]), dtype=torch.double)
-    for part in torch.arange(len(found)).split(BLOCK):
+    for part in torch.arange(len(found)).split(block):
         for place, x in enumerate(_centred(sets, means, part)):
             found[part, place] = (x @ centres[place].T.to(x.dtype)).double()
     return found
@@ -174,7 +179,7 @@ def _cka(names: Sequence[str], inner: list[list[Tensor]], squares: Tensor) -> di
     return found
 
 
-def _check_sets(features: Mapping[str, Tensor]) -> None:
+def _check_sets(features: Mapping[str, Tensor], block: int) -> None:
     """Refuse feature sets that cannot be compared."""
     shapes = {name: tuple(x.shape) for name, x in features.items()}
     if any(len(shape) != 2 for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) != 1:
@@ -185,9 +190,9 @@ def _check_sets(features: Mapping[str, Tensor]) -> None:
     for name, x in features.items():
         if len(x) < FEWEST_CLIPS:
             raise ValueError(f"{name} has {len(x)} clips; CKA needs at least {FEWEST_CLIPS}")
-        if not x.is_floating_point() or not all(part.isfinite().all() for part in x.split(BLOCK)):
+        if not x.is_floating_point() or not all(part.isfinite().all() for part in x.split(block)):
             raise ValueError(f"{name} is not finite everywhere, or not floating-point")
-        if all((part == x[:1]).all() for part in x.split(BLOCK)):
+        if all((part == x[:1]).all() for part in x.split(block)):
             raise ValueError(f"{name} is constant: it has no geometry to compare")
 
 

@@ -139,15 +139,3 @@ def describe_features(features: Tensor) -> dict[str, float]:
         "mean_share": (exact.mean(0).square().sum() / norms.square().mean()).item(),
         "effective_rank": torch.special.entr(shares).sum().exp().item(),
     }
-
-
-def nearest_clips(features: Tensor, query: int, takes: list[str], count: int) -> list[int]:
-    """Rows of the clips most like row `query` by the cosine of standardised features, nearest first.
-
-    Clips of the query's own take are left out: neighbours in time are alike to anybody.
-    """
-    unit = torch.nn.functional.normalize(standardise(features), dim=1)
-    alike = unit @ unit[query]
-    own = torch.tensor([take == takes[query] for take in takes])
-    order = alike.masked_fill(own, -torch.inf).argsort(descending=True, stable=True)
-    return order[: min(count, int((~own).sum()))].tolist()
