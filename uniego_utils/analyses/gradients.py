@@ -175,7 +175,7 @@ class ApartBackward:
     def __call__(
         self, learner: Learner, features: Tensor, logits: Tensor, batch: dict[str, Tensor], together: int
     ) -> Losses:
-        """See `training.Backward`."""
+        """The losses of a batch; their gradients, divided by `together`, are added to `.grad`."""
         number, self.batches = self.batches, self.batches + 1
         each = self.sources_every > 0 and number % self.sources_every == 0
         look = number % self.every == 0

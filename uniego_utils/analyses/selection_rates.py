@@ -140,7 +140,7 @@ class Watch(nn.Module):
         }
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """See the module `objectives`."""
+        """The objective's losses; notes on the way which proxies the batch's clips select."""
         rows, labels, seen = batch["rows"].cpu(), batch["labels"], batch["proxy_logits"]
         own = F.cross_entropy(logits.detach(), labels, reduction="none")
         selected = select_proxies(seen.cpu(), labels.cpu(), self.k, self.ce_ceiling)

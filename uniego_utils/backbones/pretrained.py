@@ -54,50 +54,36 @@ def find_weights(name: str, weights: str) -> Path | None:
     )
 
 
-def from_hub(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """The folder with these files of a hub repository, downloaded once to the hub's cache.
+def locate_weights(
+    repository: str,
+    weights: str,
+    revision: str | None = None,
+    choices: Sequence[Sequence[str]] = tuple((file,) for file in CHECKPOINTS),
+) -> Path:
+    """The file or folder with a pretrained model: local where `weights` says so, else a hub repository's.
+
+    The hub's files are downloaded once, to its cache (below HF_HOME); with HF_HUB_OFFLINE=1 never.
+
+    Args:
+        choices: files that are needed of the hub's repository; the first list that it has all of is taken. So
+            safetensors are preferred to a pickle, which `read_weights` reads without running code.
 
     Raises:
-        FileNotFoundError: neither the hub nor the cache gave them; names the two cures.
-    """
-    if (folder := _download(repository, files, revision)) is None:
-        raise _unreachable(repository, files)
-    return folder
-
-
-def locate_weights(repository: str, weights: str, revision: str | None = None) -> Path:
-    """The file or folder with a model's weights: local where `weights` says so, else from the hub.
-
-    Of the hub's files safetensors are preferred to a pickle, which `read_weights` reads without running code.
-
-    Raises:
-        FileNotFoundError: see `find_weights` and `from_hub`.
+        FileNotFoundError: see `find_weights`; or neither the hub nor its cache had them. Names the cures.
     """
     if (place := find_weights(repository, weights)) is not None:
         return place
-    for file in CHECKPOINTS:
-        if (folder := _download(repository, [file], revision)) is not None:
-            return folder / file
-    raise _unreachable(repository, CHECKPOINTS)
-
-
-def _download(repository: str, files: Sequence[str], revision: str | None) -> Path | None:
-    """The snapshot's folder; None without network (or with HF_HUB_OFFLINE=1) or if it lacks one of the files.
-
-    Unlike the download of a single file, that of a snapshot does not retry for half a minute without network.
-    """
-    try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if all((folder / file).is_file() for file in files) else None
-
-
-def _unreachable(repository: str, files: Sequence[str]) -> FileNotFoundError:
-    short = repository.rpartition("/")[2]
-    return FileNotFoundError(
-        f"{repository}: neither the hub nor its cache here gave {' or '.join(files)}; "
-        f"set weights=<a local file, or a folder with an entry {short}>, or run once with network"
+    for files in choices:
+        try:  # of a snapshot, because a single file's download retries for half a minute without network
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+        except LocalEntryNotFoundError:
+            continue
+        if all((folder / file).is_file() for file in files):
+            return folder
+    raise FileNotFoundError(
+        f"{repository}: neither the hub nor its cache here gave {' or '.join(map(', '.join, choices))}; "
+        f"set weights=<a local file, or a folder with an entry {repository.rpartition('/')[2]}>, or run once "
+        f"with network"
     )
 
 

@@ -306,12 +306,12 @@ class ClipView(Dataset):
 
     @property
     def cached(self) -> list | None:
-        """See ClipDataset."""
+        """The decoded clips, where they are kept in memory."""
         return self.source.cached
 
     @property
     def video(self) -> VideoCard:
-        """See ClipDataset."""
+        """Frames per clip, sizes and statistics."""
         return self.source.video
 
 

@@ -4,9 +4,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from uniego_utils.cards import MAX_LISTED, Manifest
@@ -101,6 +98,10 @@ def linear_probe(
 
     It is fitted on at most `max_clips`, evenly taken: more cost hours and move it little.
     """
+    from sklearn.linear_model import LogisticRegression  # late: it takes seconds to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     step = -(-len(labels) // max_clips)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     probe.fit(features[::step].numpy(), labels[::step])
