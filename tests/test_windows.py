@@ -177,7 +177,7 @@ def test_memory_does_not_grow_with_the_video(timelines):
     most = []
     for timeline in (timelines[1], timelines[0]):  # the second is twice as long
         encoder, before = Memory(), Memory()
-        before(torch.zeros(1, 1, 1, 1, 1))
+        before(torch.zeros(1, 2, 1, 1, 1))
         encode_video({"x": encoder}, timeline, replace(CARD, num_frames=4), 0.5, 0.25, CPU, block=2)
         most.append(max(encoder.bytes) - before.bytes[0])
     frame = 3 * CARD.image_size**2 * 4  # bytes
