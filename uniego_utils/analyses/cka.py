@@ -97,7 +97,7 @@ def cka_matrices(
         [part.square().sum() for part in total.split(widths[place:], 1)] for place, total in enumerate(totals)
     ]
     names = list(features)
-    found = [_cka(names, inner, squares)]
+    estimates = [_cka(names, inner, squares)]
     if groups is not None:
         rest = clips - torch.tensor([len(rows) for rows in members])
         # the sum over all clips is zero, hence the mean of those without a group:
@@ -109,22 +109,25 @@ def cka_matrices(
             inner = []
             for place, product in enumerate(_products(_centred(sets, means, rows))):
                 left = torch.sub(totals[place], product, out=product)  # sums of the other clips' x y'
-                own, later = centre[place], centre[place:]
-                along_own = (own.to(left.dtype) @ left).double()  # they are centred by another mean:
+                first, later = centre[place], centre[place:]
+                along_first = (first.to(left.dtype) @ left).double()  # they are centred by another mean:
                 inner.append(
                     [  # |sum x y' - m a b'|^2, a and b the means of m clips
                         part.square().sum()
-                        - rest[group] * (2 * s @ b - rest[group] * own.dot(own) * b.dot(b))
+                        - rest[group] * (2 * s @ b - rest[group] * first.dot(first) * b.dot(b))
                         for part, s, b in zip(
-                            left.split(widths[place:], 1), along_own.split(widths[place:]), later, strict=True
+                            left.split(widths[place:], 1),
+                            along_first.split(widths[place:]),
+                            later,
+                            strict=True,
                         )
                     ]
                 )
             lengths = torch.stack([each.square().sum() for each in centre])
             others = torch.ones(clips, dtype=torch.bool)
             others[rows] = False
-            found.append(_cka(names, inner, (squares - 2 * along[:, :, group] + lengths)[others]))
-    kinds = {name: torch.stack([each[name] for each in found]) for name in ("biased", "debiased")}
+            estimates.append(_cka(names, inner, (squares - 2 * along[:, :, group] + lengths)[others]))
+    kinds = {name: torch.stack([each[name] for each in estimates]) for name in ("biased", "debiased")}
     return {name: matrices if groups is not None else matrices[0] for name, matrices in kinds.items()}
 
 
@@ -145,11 +148,11 @@ def _projections(
     sets: Sequence[Tensor], means: Sequence[Tensor], centres: Sequence[Tensor], block: int
 ) -> Tensor:
     """Dot products of all clips with each group's centre: (n, sets, G)."""
-    found = torch.zeros(len(sets[0]), len(sets), len(centres[0]), dtype=torch.double)
-    for part in torch.arange(len(found)).split(block):
+    projections = torch.zeros(len(sets[0]), len(sets), len(centres[0]), dtype=torch.double)
+    for part in torch.arange(len(projections)).split(block):
         for place, x in enumerate(_centred(sets, means, part)):
-            found[part, place] = (x @ centres[place].T.to(x.dtype)).double()
-    return found
+            projections[part, place] = (x @ centres[place].T.to(x.dtype)).double()
+    return projections
 
 
 def _cka(names: Sequence[str], inner: list[list[Tensor]], squares: Tensor) -> dict[str, Tensor]:
@@ -169,14 +172,14 @@ def _cka(names: Sequence[str], inner: list[list[Tensor]], squares: Tensor) -> di
         - clips / (clips - 2) * squares.T @ squares
         + torch.outer(traces, traces) / ((clips - 1) * (clips - 2))
     )
-    found = {}
+    estimates = {}
     for kind, hsic in (("biased", biased), ("debiased", unbiased)):
-        own = hsic.diagonal()
-        if (own <= 0).any():
-            name = names[int((own <= 0).nonzero()[0])]
+        variances = hsic.diagonal()
+        if (variances <= 0).any():
+            name = names[int((variances <= 0).nonzero()[0])]
             raise ValueError(f"{name} hardly differs over {clips} clips; take more clips or fewer groups")
-        found[kind] = hsic / torch.outer(own, own).sqrt()
-    return found
+        estimates[kind] = hsic / torch.outer(variances, variances).sqrt()
+    return estimates
 
 
 def _check_sets(features: Mapping[str, Tensor], block: int) -> None:

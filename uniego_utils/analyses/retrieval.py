@@ -46,16 +46,16 @@ def retrieval_metrics(
     Raises:
         ValueError: as of `rank_matches`, or no query has a match.
     """
-    found = rank_matches(features, labels, takes, device)
-    matched = found["AP"].notna()
+    ranks = rank_matches(features, labels, takes, device)
+    matched = ranks["AP"].notna()
     if not matched.any():
         apart = "" if takes is None else " in another take"
         raise ValueError(
-            f"none of the {len(found)} clips has another of its label{apart}: nothing to retrieve"
+            f"none of the {len(ranks)} clips has another of its label{apart}: nothing to retrieve"
         )
-    scores = pd.DataFrame({"mAP": found["AP"]})
+    scores = pd.DataFrame({"mAP": ranks["AP"]})
     for k in RANKS:
-        scores[f"R@{k}"] = (found["first_match"] <= k).astype(float).where(matched)
+        scores[f"R@{k}"] = (ranks["first_match"] <= k).astype(float).where(matched)
     by_label = scores.groupby(_array(labels))
     per_class = by_label.mean()
     per_class["queries"] = by_label["mAP"].count()
@@ -137,15 +137,15 @@ def nearest(
     units = _unit_vectors(features, "cpu", dtype)
     if not 0 <= query < len(units):
         raise ValueError(f"no clip {query} among {len(units)}")
-    own = torch.arange(len(units)) == query
+    excluded = torch.arange(len(units)) == query
     if takes is not None:
         numbers = _numbered(takes, len(units), "takes")
-        own |= numbers == numbers[query]
+        excluded |= numbers == numbers[query]
     alike = units @ units[query]
     repeats, originals = _repeated(units)
     alike[repeats] = alike[originals]
-    order = alike.masked_fill(own, -torch.inf).argsort(descending=True, stable=True)
-    return order[: min(count, int((~own).sum()))].tolist()
+    order = alike.masked_fill(excluded, -torch.inf).argsort(descending=True, stable=True)
+    return order[: min(count, int((~excluded).sum()))].tolist()
 
 
 def _score(alike: Tensor, ordered: Tensor, matches: slice, order: Tensor) -> Tensor:
@@ -244,10 +244,10 @@ def _repeated(units: Tensor) -> tuple[Tensor, Tensor]:
 
     Products of equal rows may differ in the last digit, by their place in the matrix; as ties they must not.
     """
-    seen: dict[bytes, int] = {}
+    places: dict[bytes, int] = {}
     rows = (units + 0.0).cpu().numpy()  # -0.0 becomes 0.0
     originals = torch.tensor(
-        [seen.setdefault(blake2b(row, digest_size=16).digest(), place) for place, row in enumerate(rows)]
+        [places.setdefault(blake2b(row, digest_size=16).digest(), place) for place, row in enumerate(rows)]
     )
     repeats = (originals != torch.arange(len(units))).nonzero().flatten()
     return repeats.to(units.device), originals[repeats].to(units.device)

@@ -99,10 +99,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / file for file in CHECKPOINTS if (path / file).is_file()]
-        if not found:
+        checkpoints = [path / file for file in CHECKPOINTS if (path / file).is_file()]
+        if not checkpoints:
             raise FileNotFoundError(f"{path} holds {_listing(path)}, but none of {', '.join(CHECKPOINTS)}")
-        path = found[0]
+        path = checkpoints[0]
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; download these weights again")
     try:
@@ -148,15 +148,17 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str
     Raises:
         ValueError: names missing, left over or of other shapes; the first of each are named.
     """
-    own = model.state_dict()
+    expected = model.state_dict()
     problems = []
-    if missing := [entry for entry in own if entry not in state]:
+    if missing := [entry for entry in expected if entry not in state]:
         problems.append(f"{len(missing)} missing (first {missing[0]})")
-    if unexpected := [entry for entry in state if entry not in own]:
+    if unexpected := [entry for entry in state if entry not in expected]:
         problems.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
-    if other := [entry for entry in own if entry in state and own[entry].shape != state[entry].shape]:
+    if other := [
+        entry for entry in expected if entry in state and expected[entry].shape != state[entry].shape
+    ]:
         first = other[0]
-        shapes = f"{tuple(state[first].shape)} instead of {tuple(own[first].shape)}"
+        shapes = f"{tuple(state[first].shape)} instead of {tuple(expected[first].shape)}"
         problems.append(f"{len(other)} of another shape (first {first}, {shapes})")
     if broken := [entry for entry, value in state.items() if not value.isfinite().all()]:
         problems.append(f"{len(broken)} with values that are not finite (first {broken[0]})")

@@ -206,9 +206,9 @@ def inflate(model: TimeSformer, image_weights: dict[str, Tensor]) -> None:
     Raises:
         ValueError: the ViT lacks a needed weight or has another width or depth.
     """
-    own = model.state_dict()
+    state = model.state_dict()
     renamed = {}
-    for name in own:
+    for name in state:
         if name.startswith(("head.", "time_embed")) or ".temporal_proj." in name:
             continue
         source = name.replace("temporal_attn", "attn").replace("temporal_norm", "norm1")
@@ -217,19 +217,19 @@ def inflate(model: TimeSformer, image_weights: dict[str, Tensor]) -> None:
                 f"the image ViT has no {source!r}; inflate from a timm ViT with patch size {PATCH}"
             )
         renamed[name] = image_weights[source]
-    renamed["pos_embed"] = resize_positions(renamed["pos_embed"], own["pos_embed"].shape[1] - 1)
+    renamed["pos_embed"] = resize_positions(renamed["pos_embed"], state["pos_embed"].shape[1] - 1)
     if (
         model.tubelet > 1 and "patch_embed.proj.weight" in renamed
     ):  # repeated over a token's frames, as a mean
         renamed["patch_embed.proj.weight"] = renamed["patch_embed.proj.weight"].repeat(1, model.tubelet, 1, 1)
         renamed["patch_embed.proj.weight"] /= model.tubelet
-    wrong = [name for name, value in renamed.items() if value.shape != own[name].shape]
+    wrong = [name for name, value in renamed.items() if value.shape != state[name].shape]
     if wrong:
         raise ValueError(
             f"the image ViT's {wrong[0]!r} is {tuple(renamed[wrong[0]].shape)}, "
-            f"not {tuple(own[wrong[0]].shape)}"
+            f"not {tuple(state[wrong[0]].shape)}"
         )
-    model.load_state_dict(own | renamed)
+    model.load_state_dict(state | renamed)
 
 
 def imagenet_weights(weights: str) -> dict[str, Tensor]:
@@ -272,15 +272,15 @@ def from_kinetics(model: TimeSformer, weights: dict[str, Tensor]) -> None:
             f"{', '.join(list(weights)[:3]) or 'no entries'}, ..."
         )
     given = {name: value for name, value in given.items() if not name.startswith(("head.", "classifier."))}
-    own = model.state_dict()
-    renamed = {_foreign_name(name, layout): name for name in own if not name.startswith("head.")}
+    current = model.state_dict()
+    renamed = {_foreign_name(name, layout): name for name in current if not name.startswith("head.")}
     state = {renamed.get(name, name): value for name, value in given.items()}
     if "pos_embed" in state:
-        state["pos_embed"] = resize_positions(state["pos_embed"], own["pos_embed"].shape[1] - 1)
-    steps = own["time_embed"].shape[1]
+        state["pos_embed"] = resize_positions(state["pos_embed"], current["pos_embed"].shape[1] - 1)
+    steps = current["time_embed"].shape[1]
     if state["time_embed"].shape[1] != steps:
         state["time_embed"] = F.interpolate(state["time_embed"].transpose(1, 2), steps).transpose(1, 2)
-    head = {name: value for name, value in own.items() if name.startswith("head.")}
+    head = {name: value for name, value in current.items() if name.startswith("head.")}
     load_exactly(model, state | head, "the Kinetics checkpoint", "this TimeSformer")
 
 

@@ -141,8 +141,8 @@ def shard_files(folder: Path, manifest: Manifest, shard: int = SHARD) -> dict[ra
     starts = range(0, len(manifest), shard)
     rows = [range(first, min(first + shard, len(manifest))) for first in starts]
     return {
-        own: Path(folder) / "shards" / f"{manifest.split}-{own.start:07d}-{own.stop:07d}.safetensors"
-        for own in rows
+        part: Path(folder) / "shards" / f"{manifest.split}-{part.start:07d}-{part.stop:07d}.safetensors"
+        for part in rows
     }
 
 
@@ -221,9 +221,9 @@ def _extract_shards(job: Job, model: nn.Module, manifest: Manifest, shards: list
     total = sum(len(rows) for rows, _ in shards)
     name = f"{job.key} {manifest.split}"
     with tqdm(total=total, desc=name, unit="clip", disable=not job.progress or not total, leave=False) as bar:
-        for (rows, path), own in zip(shards, batches, strict=True):
+        for (rows, path), shard_batches in zip(shards, batches, strict=True):
             features: list[Tensor] = []
-            for batch in own:
+            for batch in shard_batches:
                 clips = next(stream).to(job.device, non_blocking=True)
                 features.append(module.encode(model, clips, job).float().cpu())
                 bar.update(len(batch))
