@@ -14,9 +14,9 @@ from uniego_utils.backbones.timesformer import (
     DividedBlock,
     TimeSformer,
     from_kinetics,
-    imagenet_weights,
     inflate,
     kinetics_weights,
+    pretrained_start,
     resize_positions,
 )
 
@@ -369,11 +369,11 @@ def test_kinetics_weights_that_do_not_fit_are_refused(official, image_vit):
         from_kinetics(small_timesformer(), image_vit.state_dict())
 
 
-def test_imagenet_weights_come_from_a_local_file(tmp_path, image_vit):
+def test_the_pretrained_start_is_an_image_vit_from_a_local_file(tmp_path, image_vit):
     name = "vit_base_patch16_224.orig_in21k_ft_in1k"
     save_file(image_vit.state_dict(), tmp_path / f"{name}.safetensors")
     model = TimeSformer(5, num_frames=4, image_size=32, width=24, depth=2, heads=3)
-    inflate(model, imagenet_weights(weights=str(tmp_path)))
+    pretrained_start(model, str(tmp_path))
     assert torch.equal(model.blocks[1].attn.qkv.weight, image_vit.blocks[1].attn.qkv.weight)
     assert (
         timm.get_pretrained_cfg(name).hf_hub_id == f"timm/{name}"

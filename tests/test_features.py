@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from uniego_utils.analyses.retrieval import nearest
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.runs import read_notes
 from uniego_utils.teachers.features import (
     common_rows,
     describe_features,
     linear_probe,
-    nearest_clips,
     read_features,
     standardise,
     write_features,
@@ -187,8 +187,8 @@ def test_nearest_clips_by_definition_and_never_of_the_same_take():
     z = (features.numpy() - features.numpy().mean(0)) / features.numpy().std(0)
     cosine = [z[0] @ row / np.linalg.norm(z[0]) / np.linalg.norm(row) for row in z]
     expected = sorted((row for row in range(12) if takes[row] != "a"), key=lambda row: -cosine[row])
-    assert nearest_clips(features, 0, takes, 4) == expected[:4]
-    assert nearest_clips(features, 0, ["a"] * 12, 4) == []
+    assert nearest(standardise(features), 0, 4, takes) == expected[:4]
+    assert nearest(standardise(features), 0, 4, ["a"] * 12) == []
 
 
 def test_a_probe_on_fewer_clips_takes_them_evenly():

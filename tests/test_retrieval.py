@@ -5,8 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from uniego_utils.analyses import retrieval
-from uniego_utils.analyses.retrieval import nearest, rank_matches, recall_with_faiss, retrieval_metrics
+from uniego_utils.analyses.retrieval import nearest, rank_matches, retrieval_metrics
 
 
 def random_clips(clips=60, width=8, classes=5, seed=0):
@@ -61,13 +60,13 @@ def test_every_query_agrees_with_scikit_learn(case, with_takes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_float32_and_small_blocks_agree_too(case, monkeypatch):
+def test_float32_and_small_blocks_agree_too(case):
     features, labels = CASES[case]()
     takes = np.arange(len(labels)) // 4
-    monkeypatch.setattr(retrieval, "DOUBLE_UP_TO", 0)
     for queries in (1, 7):  # the last block is shorter
-        monkeypatch.setattr(retrieval, "BLOCK_BYTES", queries * len(labels) * 4)
-        found = rank_matches(features.astype(np.float32), labels, takes)
+        size = queries * len(labels) * 4
+        given = features.astype(np.float32)
+        found = rank_matches(given, labels, takes, dtype=torch.float32, block_bytes=size)
         np.testing.assert_allclose(found.to_numpy(), slowly(features, labels, takes), rtol=1e-9)
 
 
@@ -165,17 +164,16 @@ def test_nearest_in_order_without_the_query_and_its_take():
         nearest(features, 61, 5)
 
 
-@pytest.mark.parametrize("precise", [0, 10_000])
-def test_clips_with_equal_features_are_equally_near_wherever_they_stand(precise, monkeypatch):
-    monkeypatch.setattr(retrieval, "DOUBLE_UP_TO", precise)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_clips_with_equal_features_are_equally_near_wherever_they_stand(dtype):
     features = np.random.default_rng(0).normal(size=(1037, 768)).astype(np.float32)
     features[500:] = features[20]  # enough that a product of matrices treats the last ones differently
     for query in range(20):
-        found = [clip for clip in nearest(features, query, 1036) if clip == 20 or clip >= 500]
+        found = [clip for clip in nearest(features, query, 1036, dtype=dtype) if clip == 20 or clip >= 500]
         assert found == [20, *range(500, 1037)]
     # the last block is one query, whose only match is the last of 537 clips that are equally near
-    monkeypatch.setattr(retrieval, "BLOCK_BYTES", 1036 * 1037 * (8 if precise else 4))
-    last = rank_matches(features, [*range(1036), 1035]).iloc[-1]
+    size = 1036 * 1037 * dtype.itemsize
+    last = rank_matches(features, [*range(1036), 1035], dtype=dtype, block_bytes=size).iloc[-1]
     assert (last["AP"], last["first_match"]) == (pytest.approx(1 / 537), 537)
 
 
@@ -236,21 +234,3 @@ def test_a_gpu_gives_the_same():
     np.testing.assert_allclose(
         rank_matches(features, labels, takes, "cuda"), slowly(features, labels, takes), rtol=1e-12
     )
-
-
-@pytest.mark.parametrize("with_takes", [False, True])
-def test_faiss_agrees(with_takes):
-    pytest.importorskip("faiss")
-    features, labels = random_clips(200)
-    labels[0] = 99
-    takes = np.arange(200) // 4 if with_takes else None
-    exact, found = retrieval_metrics(features, labels, takes), recall_with_faiss(features, labels, takes)
-    assert found == {k: pytest.approx(exact[k]) for k in ("R@1", "R@5")}
-    cells = recall_with_faiss(features, labels, takes, "IVF4,Flat")
-    assert all(0 <= cells[k] <= 1 for k in ("R@1", "R@5"))
-
-
-def test_without_faiss_the_error_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(ImportError, match="pip install faiss-cpu.*retrieval_metrics, which needs none"):
-        recall_with_faiss(*random_clips())

@@ -107,10 +107,10 @@ def test_few_clips_inflate_the_biased_estimate_alone():
     assert debiased.abs().max() < 0.15 and debiased.mean().abs() < 3 * debiased.std() / 20**0.5
 
 
-def test_matrices_hold_every_pair_in_blocks_too(monkeypatch):
+@pytest.mark.parametrize("block", [16, 4096])
+def test_matrices_hold_every_pair_in_blocks_too(block):
     sets = related(50, (3, 7, 60))
-    monkeypatch.setattr("uniego_utils.analyses.cka.BLOCK", 16)
-    found = cka_matrices(sets)
+    found = cka_matrices(sets, block=block)
     for kind, slow in (("biased", gram_cka), ("debiased", gram_debiased)):
         expected = torch.tensor([[slow(x, y) for y in sets.values()] for x in sets.values()])
         assert torch.allclose(found[kind], expected.double(), atol=1e-5), kind
@@ -130,7 +130,7 @@ def test_leaving_a_group_out_is_computing_without_it(double):
     if double:
         sets = {name: x.double() for name, x in sets.items()}
     groups = [min(row % 7, 4) for row in range(60)]  # of different sizes
-    found = cka_matrices(sets, groups)
+    found = cka_matrices(sets, groups, block=11)
     for left_out in range(-1, 5):  # -1: nobody
         kept = [row for row, group in enumerate(groups) if group != left_out]
         alone = cka_matrices({name: x[kept] for name, x in sets.items()})

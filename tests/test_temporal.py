@@ -198,13 +198,13 @@ def remembered(videos, seed):
     for _ in range(videos):
         rows, names = [], []
         for _ in range(random.integers(3, 6)):
-            label, length = random.integers(1, 3), random.integers(6, 12)
+            label, length = random.integers(1, 3), random.integers(3, 6)
             part = 0.3 * random.normal(size=(length, 4))
             part[0, label] += 3
-            rest = 0.3 * random.normal(size=(4, 4))
+            rest = 0.3 * random.normal(size=(1, 4))
             rest[:, 3] += 2
             rows += [part, rest]
-            names += [np.full(length, label), np.zeros(4, int)]
+            names += [np.full(length, label), np.zeros(1, int)]
         features.append(torch.from_numpy(np.concatenate(rows)).float())
         labels.append(torch.from_numpy(np.concatenate(names)))
     return features, labels
@@ -213,16 +213,16 @@ def remembered(videos, seed):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("loss", ["single", "multi"])
 def test_heads_remember_what_one_step_does_not_tell(head, loss):
-    config = HeadConfig(epochs=12, batch_size=2, lr=1e-2, widths=(8, 12, 16), maps=16, dropout=0.1, loss=loss)
+    config = HeadConfig(epochs=8, batch_size=3, lr=2e-2, widths=(8, 12, 16), maps=16, dropout=0.0, loss=loss)
     test, truth = remembered(12, 2)
-    trained, history = train_head(*remembered(30, 0), *remembered(8, 1), 3, head, config, 0, CPU, 0)
+    trained, history = train_head(*remembered(30, 0), *remembered(4, 1), 3, head, config, 0, CPU, 0)
     scores = segment_metrics(predict_head(trained, test), truth, 0)
-    assert scores["accuracy"] > 85  # half of it without memory
+    assert scores["accuracy"] > 85  # about 70 without memory, which has to guess three of five steps
     assert history[-1]["loss"] < history[0]["loss"]
     means = [sum(record[name] for name in METRICS) for record in history]
-    val = segment_metrics(predict_head(trained, remembered(8, 1)[0]), remembered(8, 1)[1], 0)
+    val = segment_metrics(predict_head(trained, remembered(4, 1)[0]), remembered(4, 1)[1], 0)
     assert sum(val.values()) == pytest.approx(max(means)), "the best epoch is the one that is kept"
-    assert [record["epoch"] for record in history] == list(range(1, 13))
+    assert [record["epoch"] for record in history] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -12,7 +12,6 @@ from torch import nn
 
 from uniego_utils.backbones.pretrained import (
     find_weights,
-    from_hub,
     load_exactly,
     locate_weights,
     read_weights,
@@ -102,9 +101,11 @@ def test_what_is_absent_is_said_with_what_is_there(tmp_path):
 
 
 def test_without_network_one_error_names_both_cures(offline):
-    for fetch in (lambda: locate_weights(REPOSITORY, ""), lambda: from_hub(REPOSITORY, ["config.json"])):
-        with pytest.raises(FileNotFoundError, match="tiny.model-v2.*weights=.*network") as caught:
-            fetch()
+    wanted = {"model.safetensors or pytorch_model.bin": {}, "config.json": {"choices": [["config.json"]]}}
+    for files, given in wanted.items():
+        message = f"somebody/tiny.model-v2: .* gave {files}; set weights=.*an entry tiny.model-v2.*network"
+        with pytest.raises(FileNotFoundError, match=message) as caught:
+            locate_weights(REPOSITORY, "", **given)
         assert "\n" not in str(caught.value)
 
 
@@ -112,9 +113,17 @@ def test_without_network_one_error_names_both_cures(offline):
 def test_what_was_downloaded_before_serves_without_network(offline, file):
     put_in_cache(offline, REPOSITORY, file)
     assert same(read_weights(locate_weights(REPOSITORY, "")))
-    assert from_hub(REPOSITORY, [file]).is_dir()
-    with pytest.raises(FileNotFoundError, match="config.json"):
-        from_hub(REPOSITORY, [file, "config.json"])
+    assert locate_weights(REPOSITORY, "", choices=[[file]]).is_dir()
+    with pytest.raises(FileNotFoundError, match=f"{file}, config.json"):
+        locate_weights(REPOSITORY, "", choices=[[file, "config.json"]])
+
+
+def test_safetensors_go_before_a_pickle(offline):
+    for file in ("pytorch_model.bin", "model.safetensors"):
+        put_in_cache(offline, REPOSITORY, file)
+    (pickle,) = offline.rglob("pytorch_model.bin")
+    pickle.write_bytes(b"damaged")
+    assert same(read_weights(locate_weights(REPOSITORY, "")))
 
 
 def test_local_weights_go_before_the_hubs(offline, tmp_path):

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from uniego_utils.backbones import create_backbone
+from uniego_utils.backbones import backbone_module
 from uniego_utils.cards import CLASSES_FILE, PROJECT, Card, MethodCard, Preset, load_card
 from uniego_utils.data.manifests import Manifest, load_manifest
 from uniego_utils.data.video import ClipDataset
@@ -64,12 +64,9 @@ class Experiment:
 
     def backbone(self) -> nn.Module:
         """A student with random weights, drawn from this experiment's seed."""
-        torch.manual_seed(self.seed)
-        video = self.preset.video
-        classes = len(self.card.classes)
-        return create_backbone(
-            self.preset.backbone, classes, video.num_frames, video.image_size, self.preset.size
-        )
+        build, video = backbone_module(self.preset.backbone).build, self.preset.video
+        torch.manual_seed(self.seed)  # after the import, which might draw
+        return build(len(self.card.classes), video.num_frames, video.image_size, self.preset.size)
 
     @cached_property
     def methods(self) -> dict[str, Method]:

@@ -67,7 +67,7 @@ class Classification(nn.Module):
         return total / (labels >= 0).sum().clamp(min=1)  # torch's own mean of no clips is NaN
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """See the module's text."""
+        """The losses of a batch: cross-entropy alone."""
         loss = self.cross_entropy(logits, batch["labels"])
         return {"loss": loss, "class_loss": loss}
 
@@ -119,7 +119,7 @@ class TeacherDistillation(Classification):
 
     @property
     def part_weights(self) -> dict[str, float]:
-        """See `Classification`."""
+        """Weights of classification and match."""
         return {"class_loss": self.class_weight, "match_loss": self.weight}
 
     def distances(self, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -138,7 +138,7 @@ class TeacherDistillation(Classification):
         return self.weight * self.distances(features, batch) / len(self.keys)
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """See the module's text."""
+        """The losses of a batch: classification and match."""
         match, ce = self.distances(features, batch).mean(), self.cross_entropy(logits, batch["labels"])
         loss = self.weight * match + self.class_weight * ce
         return {"loss": loss, "class_loss": ce, "match_loss": match}
@@ -217,7 +217,7 @@ class ProxyDistillation(Classification):
 
     @property
     def part_weights(self) -> dict[str, float]:
-        """See `Classification`."""
+        """Weights of classification, match and divergence."""
         method = self.method
         return {
             "class_loss": method.beta_cls,
@@ -257,7 +257,7 @@ class ProxyDistillation(Classification):
         return (weights * each).sum(0) / self.count(weights.sum(1) > 0)
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """See the module's text."""
+        """The losses of a batch: classification, match and divergence."""
         weights, match, divergence = self.distances(features, logits, batch)
         distilled = weights.sum(1) > 0
         count = self.count(distilled)

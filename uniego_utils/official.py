@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from uniego_utils.backbones.pretrained import load_exactly
-from uniego_utils.backbones.timesformer import SIZES, name_from_official, official_name
+from uniego_utils.backbones.timesformer import NEEDED, is_official_size, name_from_official, official_name
 from uniego_utils.data.video import VideoError
 from uniego_utils.experiment import Experiment, create_experiment
 from uniego_utils.objectives import Classification
@@ -39,7 +39,6 @@ from uniego_utils.training import Learner, read_metrics, write_history
 from uniego_utils.unpickle import read_checkpoint
 
 BACKBONE = "timesformer"  # the only one with an official layout
-NEEDED = ("cls_token", "pos_embed", "time_embed", "head.weight")  # what makes it a divided TimeSformer
 PROJECTION = re.compile(r"(?:model\.)?proj_layer(?:s\.(\w+))?\.(weight|bias)")
 OWN_PROJECTION = re.compile(r"project\.(?:(\w+)\.)?(weight|bias)")
 
@@ -164,7 +163,7 @@ def export_student(folder: Path, path: Path) -> None:
         if not projection:
             print(f"{folder.name}: left out {', '.join(own)}, for which the official layout has no place")
     write_official(path, weights, projection)
-    if weights["cls_token"].numel() != SIZES["base"]["width"] or "patch_embed.proj.weight" not in weights:
+    if not is_official_size(weights):
         print(f"{folder.name}: no B/16, so {path} is for this suite alone; the official code would skip it")
 
 

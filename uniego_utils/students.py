@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from uniego_utils.backbones.timesformer import imagenet_weights, inflate
+from uniego_utils.backbones import backbone_module
 from uniego_utils.cards import TrainConfig
 from uniego_utils.data.video import ClipDataset, ClipSubset, WithUnlabelled, loader
 from uniego_utils.experiment import Experiment
@@ -176,8 +176,8 @@ def common_start(
 ) -> Weights:
     """Weights from which all students of a seed start; merging presupposes that they share it.
 
-    The paper's is an ImageNet ViT, inflated. Where the preset has a `start`, the backbone is instead trained
-    on the ego clips' labels for that long, once.
+    They are the backbone's published ones (the paper's: an ImageNet ViT, inflated). Where the preset has a
+    `start`, the backbone is instead trained on the ego clips' labels for that long, once.
 
     Args:
         folder: holds its run folder; None: notebook 02's.
@@ -185,7 +185,7 @@ def common_start(
     """
     if experiment.preset.start is None:
         backbone = experiment.backbone()
-        inflate(backbone, imagenet_weights(weights=experiment.weights))
+        backbone_module(experiment.preset.backbone).pretrained_start(backbone, experiment.weights)
         return backbone.state_dict()
     folder = folder or experiment.folder("02_proxy")
     train(experiment, [START], folder, rows=rows)

@@ -45,7 +45,9 @@ def debiased_cka(x: Tensor, y: Tensor) -> float:
     return cka_matrices({"x": x.double(), "y": y.double()})["debiased"][0, 1].item()
 
 
-def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = None) -> dict[str, Tensor]:
+def cka_matrices(
+    features: Mapping[str, Tensor], groups: Sequence[int] | None = None, block: int = BLOCK
+) -> dict[str, Tensor]:
     """Linear CKA of all pairs of feature sets, biased and debiased, without any n x n matrix.
 
     With centred features X (n, p) and Y (n, q), squared row norms k_i and l_i, and C = X'Y,
@@ -63,6 +65,7 @@ def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = 
         groups: for each clip a number from 0 to G - 1, e.g. of its person. CKA is then computed again
             without each group, for `jackknife`; from the groups' own products, so that it takes twice the
             time and not G times.
+        block: clips multiplied at once; bounds the memory, and does not change the result.
 
     Returns:
         `biased` and `debiased`: (S, S) float64 for S sets; with groups (1 + G, S, S), first of all clips,
@@ -73,55 +76,58 @@ def cka_matrices(features: Mapping[str, Tensor], groups: Sequence[int] | None = 
         ValueError: sets that do not pair up, are constant or not finite (also: without one of the groups),
             fewer than four clips, or groups that do not number the clips.
     """
-    _check_sets(features)
+    _check_sets(features, block)
     sets = list(features.values())
     clips = len(sets[0])
     members = [torch.arange(clips)] if groups is None else _members(groups, clips)
-    means = [sum(part.sum(0, dtype=torch.double) for part in x.split(BLOCK)) / clips for x in sets]
+    means = [sum(part.sum(0, dtype=torch.double) for part in x.split(block)) / clips for x in sets]
 
     squares = torch.zeros(clips, len(sets), dtype=torch.double)  # of the norms of centred rows
     sums = [torch.zeros(len(members), x.shape[1], dtype=torch.double) for x in sets]
     widths = [x.shape[1] for x in sets]
     totals = [torch.zeros(p, sum(widths[place:]), dtype=torch.double) for place, p in enumerate(widths)]
     for group, rows in enumerate(members):
-        for part in rows.split(BLOCK):
-            block = _centred(sets, means, part)
-            squares[part] = torch.stack([x.square().sum(1, dtype=torch.double) for x in block], 1)
-            for place, product in enumerate(_products(block)):
-                sums[place][group] += block[place].sum(0, dtype=torch.double)
+        for part in rows.split(block):
+            centred = _centred(sets, means, part)
+            squares[part] = torch.stack([x.square().sum(1, dtype=torch.double) for x in centred], 1)
+            for place, product in enumerate(_products(centred)):
+                sums[place][group] += centred[place].sum(0, dtype=torch.double)
                 totals[place] += product
     inner = [
         [part.square().sum() for part in total.split(widths[place:], 1)] for place, total in enumerate(totals)
     ]
     names = list(features)
-    found = [_cka(names, inner, squares)]
+    estimates = [_cka(names, inner, squares)]
     if groups is not None:
         rest = clips - torch.tensor([len(rows) for rows in members])
         # the sum over all clips is zero, hence the mean of those without a group:
         centres = [-each / rest[:, None] for each in sums]
-        along = _projections(sets, means, centres)
+        along = _projections(sets, means, centres, block)
         totals = [total.to(sets[0].dtype) for total in totals]
         for group, rows in enumerate(members):
             centre = [each[group] for each in centres]
             inner = []
             for place, product in enumerate(_products(_centred(sets, means, rows))):
                 left = torch.sub(totals[place], product, out=product)  # sums of the other clips' x y'
-                own, later = centre[place], centre[place:]
-                along_own = (own.to(left.dtype) @ left).double()  # they are centred by another mean:
+                first, later = centre[place], centre[place:]
+                along_first = (first.to(left.dtype) @ left).double()  # they are centred by another mean:
                 inner.append(
                     [  # |sum x y' - m a b'|^2, a and b the means of m clips
                         part.square().sum()
-                        - rest[group] * (2 * s @ b - rest[group] * own.dot(own) * b.dot(b))
+                        - rest[group] * (2 * s @ b - rest[group] * first.dot(first) * b.dot(b))
                         for part, s, b in zip(
-                            left.split(widths[place:], 1), along_own.split(widths[place:]), later, strict=True
+                            left.split(widths[place:], 1),
+                            along_first.split(widths[place:]),
+                            later,
+                            strict=True,
                         )
                     ]
                 )
             lengths = torch.stack([each.square().sum() for each in centre])
             others = torch.ones(clips, dtype=torch.bool)
             others[rows] = False
-            found.append(_cka(names, inner, (squares - 2 * along[:, :, group] + lengths)[others]))
-    kinds = {name: torch.stack([each[name] for each in found]) for name in ("biased", "debiased")}
+            estimates.append(_cka(names, inner, (squares - 2 * along[:, :, group] + lengths)[others]))
+    kinds = {name: torch.stack([each[name] for each in estimates]) for name in ("biased", "debiased")}
     return {name: matrices if groups is not None else matrices[0] for name, matrices in kinds.items()}
 
 
@@ -130,21 +136,23 @@ def _centred(sets: Sequence[Tensor], means: Sequence[Tensor], rows: Tensor) -> l
     return [x[rows] - mean.to(x.dtype) for x, mean in zip(sets, means, strict=True)]
 
 
-def _products(block: list[Tensor]) -> Iterator[Tensor]:
+def _products(centred: list[Tensor]) -> Iterator[Tensor]:
     """Of each set X'[X, later sets], (width, their widths): half of all products, in few large ones."""
-    beside, first = torch.cat(block, 1), 0
-    for x in block:
+    beside, first = torch.cat(centred, 1), 0
+    for x in centred:
         yield x.T @ beside[:, first:]
         first += x.shape[1]
 
 
-def _projections(sets: Sequence[Tensor], means: Sequence[Tensor], centres: Sequence[Tensor]) -> Tensor:
+def _projections(
+    sets: Sequence[Tensor], means: Sequence[Tensor], centres: Sequence[Tensor], block: int
+) -> Tensor:
     """Dot products of all clips with each group's centre: (n, sets, G)."""
-    found = torch.zeros(len(sets[0]), len(sets), len(centres[0]), dtype=torch.double)
-    for part in torch.arange(len(found)).split(BLOCK):
+    projections = torch.zeros(len(sets[0]), len(sets), len(centres[0]), dtype=torch.double)
+    for part in torch.arange(len(projections)).split(block):
         for place, x in enumerate(_centred(sets, means, part)):
-            found[part, place] = (x @ centres[place].T.to(x.dtype)).double()
-    return found
+            projections[part, place] = (x @ centres[place].T.to(x.dtype)).double()
+    return projections
 
 
 def _cka(names: Sequence[str], inner: list[list[Tensor]], squares: Tensor) -> dict[str, Tensor]:
@@ -164,17 +172,17 @@ def _cka(names: Sequence[str], inner: list[list[Tensor]], squares: Tensor) -> di
         - clips / (clips - 2) * squares.T @ squares
         + torch.outer(traces, traces) / ((clips - 1) * (clips - 2))
     )
-    found = {}
+    estimates = {}
     for kind, hsic in (("biased", biased), ("debiased", unbiased)):
-        own = hsic.diagonal()
-        if (own <= 0).any():
-            name = names[int((own <= 0).nonzero()[0])]
+        variances = hsic.diagonal()
+        if (variances <= 0).any():
+            name = names[int((variances <= 0).nonzero()[0])]
             raise ValueError(f"{name} hardly differs over {clips} clips; take more clips or fewer groups")
-        found[kind] = hsic / torch.outer(own, own).sqrt()
-    return found
+        estimates[kind] = hsic / torch.outer(variances, variances).sqrt()
+    return estimates
 
 
-def _check_sets(features: Mapping[str, Tensor]) -> None:
+def _check_sets(features: Mapping[str, Tensor], block: int) -> None:
     """Refuse feature sets that cannot be compared."""
     shapes = {name: tuple(x.shape) for name, x in features.items()}
     if any(len(shape) != 2 for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) != 1:
@@ -185,9 +193,9 @@ def _check_sets(features: Mapping[str, Tensor]) -> None:
     for name, x in features.items():
         if len(x) < FEWEST_CLIPS:
             raise ValueError(f"{name} has {len(x)} clips; CKA needs at least {FEWEST_CLIPS}")
-        if not x.is_floating_point() or not all(part.isfinite().all() for part in x.split(BLOCK)):
+        if not x.is_floating_point() or not all(part.isfinite().all() for part in x.split(block)):
             raise ValueError(f"{name} is not finite everywhere, or not floating-point")
-        if all((part == x[:1]).all() for part in x.split(BLOCK)):
+        if all((part == x[:1]).all() for part in x.split(block)):
             raise ValueError(f"{name} is constant: it has no geometry to compare")
 
 

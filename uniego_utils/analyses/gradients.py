@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchjd.aggregation import CAGradWeighting, PCGradWeighting, UPGradWeighting
 
+from uniego_utils.backbones import shared_parameters
 from uniego_utils.cards import TrainConfig
 from uniego_utils.objectives import Losses
 from uniego_utils.training import Learner
@@ -21,7 +22,6 @@ from uniego_utils.weight_space import name_layers
 SHARED = "shared"  # the group of all shared weights
 SOURCE = "source"  # each source's gradient on the shared weights, by itself
 CLIP = "clip"  # each clip's gradient on its own feature
-HEAD = "head"
 CLASSIFICATION = "classification"  # the first of the losses that are compared
 EVERY = 3  # batches between measurements
 USUAL = {  # notebook 08's own parameters; others get a folder of their own
@@ -48,7 +48,7 @@ OF_MEAN = ("cagrad", "upgrad")  # these keep the scale of the mean gradient, the
 def shared_layers(model: nn.Module) -> dict[str, str]:
     """Every shared parameter's layer, as of `name_layers`: the stem, each block, the final norm."""
     layers = name_layers(list(model.state_dict()))
-    return {name: layers[name] for name, _ in model.named_parameters() if layers[name] != HEAD}
+    return {name: layers[name] for name in shared_parameters(model)}
 
 
 def split_losses(losses: Losses, part_weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:

@@ -168,23 +168,27 @@ def middles(lines: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def permuted_twin(weights: Weights, generator: torch.Generator) -> Weights:
-    """The same function with the hidden units of every MLP in another order: `*.fc1` and `*.fc2` of timm.
+def permuted_twin(
+    weights: Weights, hidden_pairs: Sequence[tuple[str, str]], generator: torch.Generator
+) -> Weights:
+    """The same function with the hidden units between each pair of layers in another order.
 
     So a loss has many minima of equal depth, and is convex over no region that holds two of them.
 
+    Args:
+        hidden_pairs: the backbone's (see `backbones`).
+
     Raises:
-        ValueError: there is no MLP of these names.
+        ValueError: no pairs.
     """
-    twin, found = dict(weights), [name for name in weights if name.endswith(".fc1.weight")]
-    if not found:
-        raise ValueError("no hidden layer named fc1 to permute")
-    for name in found:
-        stem = name.removesuffix("1.weight")
-        order = torch.randperm(len(weights[name]), generator=generator)
-        for part in ("1.weight", "1.bias"):
-            twin[stem + part] = weights[stem + part][order]
-        twin[f"{stem}2.weight"] = weights[f"{stem}2.weight"][:, order]
+    if not hidden_pairs:
+        raise ValueError("this backbone names no hidden layers to permute; list them as its `hidden_pairs`")
+    twin = dict(weights)
+    for first, second in hidden_pairs:
+        order = torch.randperm(len(weights[f"{first}.weight"]), generator=generator)
+        for name in {f"{first}.weight", f"{first}.bias"} & weights.keys():
+            twin[name] = weights[name][order]
+        twin[f"{second}.weight"] = weights[f"{second}.weight"][:, order]
     return twin
 
 

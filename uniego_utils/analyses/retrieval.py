@@ -46,16 +46,16 @@ def retrieval_metrics(
     Raises:
         ValueError: as of `rank_matches`, or no query has a match.
     """
-    found = rank_matches(features, labels, takes, device)
-    matched = found["AP"].notna()
+    ranks = rank_matches(features, labels, takes, device)
+    matched = ranks["AP"].notna()
     if not matched.any():
         apart = "" if takes is None else " in another take"
         raise ValueError(
-            f"none of the {len(found)} clips has another of its label{apart}: nothing to retrieve"
+            f"none of the {len(ranks)} clips has another of its label{apart}: nothing to retrieve"
         )
-    scores = pd.DataFrame({"mAP": found["AP"]})
+    scores = pd.DataFrame({"mAP": ranks["AP"]})
     for k in RANKS:
-        scores[f"R@{k}"] = (found["first_match"] <= k).astype(float).where(matched)
+        scores[f"R@{k}"] = (ranks["first_match"] <= k).astype(float).where(matched)
     by_label = scores.groupby(_array(labels))
     per_class = by_label.mean()
     per_class["queries"] = by_label["mAP"].count()
@@ -69,8 +69,14 @@ def rank_matches(
     labels: Labels,
     takes: Labels | None = None,
     device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    block_bytes: int = BLOCK_BYTES,
 ) -> pd.DataFrame:
-    """How well each clip finds those of its label; arguments as of `retrieval_metrics`.
+    """How well each clip finds those of its label; the first four arguments as of `retrieval_metrics`.
+
+    Args:
+        dtype: of similarities; None: float64, and float32 of more than 10,000 clips (they differ by 1e-7).
+        block_bytes: of similarities that are held at once; does not change the result.
 
     Returns:
         A row a clip, in order; NaN where it has no match.
@@ -81,7 +87,7 @@ def rank_matches(
         ValueError: fewer than two clips, features that are not finite or zero (they have no direction), or
             labels or takes that do not fit the clips.
     """
-    units = _unit_vectors(features, device)
+    units = _unit_vectors(features, device, dtype)
     order, codes, takes = _by_label(labels, takes, units)
     units = units[order]
     repeats, originals = _repeated(units)
@@ -89,7 +95,7 @@ def rank_matches(
     stops = torch.searchsorted(codes, codes, right=True)
     results = torch.full((len(units), 2), torch.nan, dtype=torch.float64, device=units.device)
 
-    rows = min(len(units), max(1, BLOCK_BYTES // (len(units) * units.element_size())))
+    rows = min(len(units), max(1, block_bytes // (len(units) * units.element_size())))
     # used again for every block: fresh memory of this size would cost as much as a tenth of the work
     similarities, sorted_rows = units.new_empty(2, rows, len(units))
     for first in range(0, len(units), rows):
@@ -114,71 +120,32 @@ def rank_matches(
     return pd.DataFrame(in_order.cpu().numpy(), columns=["AP", "first_match"])
 
 
-def nearest(features: Features, query: int, count: int, takes: Labels | None = None) -> list[int]:
+def nearest(
+    features: Features,
+    query: int,
+    count: int,
+    takes: Labels | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[int]:
     """Rows of the `count` clips most like row `query` by cosine similarity, nearest first, the earlier of
     equals first; fewer where there are no more. The query is left out, and with `takes` its whole take.
+    `dtype` as of `rank_matches`.
 
     Raises:
         ValueError: no such query, or as of `rank_matches`.
     """
-    units = _unit_vectors(features, "cpu")
+    units = _unit_vectors(features, "cpu", dtype)
     if not 0 <= query < len(units):
         raise ValueError(f"no clip {query} among {len(units)}")
-    own = torch.arange(len(units)) == query
+    excluded = torch.arange(len(units)) == query
     if takes is not None:
         numbers = _numbered(takes, len(units), "takes")
-        own |= numbers == numbers[query]
+        excluded |= numbers == numbers[query]
     alike = units @ units[query]
     repeats, originals = _repeated(units)
     alike[repeats] = alike[originals]
-    order = alike.masked_fill(own, -torch.inf).argsort(descending=True, stable=True)
-    return order[: min(count, int((~own).sum()))].tolist()
-
-
-def recall_with_faiss(
-    features: Features, labels: Labels, takes: Labels | None = None, index: str = "Flat"
-) -> dict[str, float]:
-    """R@1 and R@5 as of `retrieval_metrics`, from a faiss index, for galleries where all pairs are too many.
-
-    Args:
-        index: a description for `faiss.index_factory`: "Flat" compares all pairs, "IVF1024,Flat" looks into
-            the nearest of 1024 cells alone, so its recall is a lower estimate.
-
-    Raises:
-        ImportError: faiss is not installed.
-        ValueError: as of `retrieval_metrics`.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise ImportError(
-            "faiss is not installed: `pip install faiss-cpu`, or use retrieval_metrics, which needs none"
-        ) from None
-    units = _unit_vectors(features, "cpu").float().numpy()
-    codes = _numbered(labels, len(units), "labels").numpy()
-    # without takes every clip is one of its own
-    groups = np.arange(len(units)) if takes is None else _numbered(takes, len(units), "takes").numpy()
-    table = pd.DataFrame({"label": codes, "take": groups})
-    alike, own = (table.groupby(by)["take"].transform("size") for by in ("label", ["label", "take"]))
-    asking = np.flatnonzero(alike > own)  # clips that have a match
-    if not len(asking):
-        raise ValueError(f"none of the {len(units)} clips has a match: nothing to retrieve")
-
-    found = faiss.index_factory(units.shape[1], index, faiss.METRIC_INNER_PRODUCT)
-    found.train(units)
-    found.add(units)
-    depth = min(len(units), max(RANKS) + int(np.bincount(groups).max()))  # the whole own take may be nearer
-    hits = dict.fromkeys(RANKS, 0)
-    rows = max(1, BLOCK_BYTES // (64 * depth))
-    for first in range(0, len(asking), rows):
-        queries = asking[first : first + rows]
-        _, others = found.search(units[queries], depth)
-        allowed = (others >= 0) & (groups[others] != groups[queries, None])  # -1: fewer were found
-        right = allowed & (codes[others] == codes[queries, None])
-        ranks = allowed.cumsum(axis=1)
-        for k in RANKS:
-            hits[k] += int((right & (ranks <= k)).any(axis=1).sum())
-    return {f"R@{k}": hits[k] / len(asking) for k in RANKS}
+    order = alike.masked_fill(excluded, -torch.inf).argsort(descending=True, stable=True)
+    return order[: min(count, int((~excluded).sum()))].tolist()
 
 
 def _score(alike: Tensor, ordered: Tensor, matches: slice, order: Tensor) -> Tensor:
@@ -224,16 +191,16 @@ def _sort_rows(values: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _unit_vectors(features: Features, device: str | torch.device) -> Tensor:
-    """The (n, d) features at length one, in float64 or, of many clips, float32."""
+def _unit_vectors(features: Features, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
+    """The (n, d) features at length one, in `dtype` or else in float64 or, of many clips, float32."""
     if not isinstance(features, Tensor):
         features = torch.from_numpy(np.require(features, requirements="CW"))
     if features.ndim != 2 or features.shape[1] == 0 or len(features) < 2:
         raise ValueError(
             f"expected features (clips, width) of two clips or more, got {tuple(features.shape)}"
         )
-    precise = torch.float64 if len(features) <= DOUBLE_UP_TO else torch.float32
-    values = features.detach().to(device, torch.promote_types(features.dtype, precise))
+    dtype = dtype or (torch.float64 if len(features) <= DOUBLE_UP_TO else torch.float32)
+    values = features.detach().to(device, torch.promote_types(features.dtype, dtype))
     largest = values.abs().amax(1, keepdim=True)
     for fault, wrong in {
         "not finite": ~largest.isfinite(),
@@ -245,7 +212,7 @@ def _unit_vectors(features: Features, device: str | torch.device) -> Tensor:
             listed = ", ".join(map(str, rows[:MAX_LISTED])) + more
             raise ValueError(f"features of {len(rows)} of {len(values)} clips are {fault} (rows {listed})")
     values = values / largest  # squares of very large or very small numbers would leave their range
-    return (values / values.norm(dim=1, keepdim=True)).to(precise)
+    return (values / values.norm(dim=1, keepdim=True)).to(dtype)
 
 
 def _by_label(labels: Labels, takes: Labels | None, units: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -277,10 +244,10 @@ def _repeated(units: Tensor) -> tuple[Tensor, Tensor]:
 
     Products of equal rows may differ in the last digit, by their place in the matrix; as ties they must not.
     """
-    seen: dict[bytes, int] = {}
+    places: dict[bytes, int] = {}
     rows = (units + 0.0).cpu().numpy()  # -0.0 becomes 0.0
     originals = torch.tensor(
-        [seen.setdefault(blake2b(row, digest_size=16).digest(), place) for place, row in enumerate(rows)]
+        [places.setdefault(blake2b(row, digest_size=16).digest(), place) for place, row in enumerate(rows)]
     )
     repeats = (originals != torch.arange(len(units))).nonzero().flatten()
     return repeats.to(units.device), originals[repeats].to(units.device)

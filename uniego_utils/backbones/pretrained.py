@@ -52,50 +52,36 @@ def find_weights(name: str, weights: str) -> Path | None:
     )
 
 
-def from_hub(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """The folder with these files of a hub repository, downloaded once to the hub's cache.
+def locate_weights(
+    repository: str,
+    weights: str,
+    revision: str | None = None,
+    choices: Sequence[Sequence[str]] = tuple((file,) for file in CHECKPOINTS),
+) -> Path:
+    """The file or folder with a pretrained model: local where `weights` says so, else a hub repository's.
+
+    The hub's files are downloaded once, to its cache (below HF_HOME); with HF_HUB_OFFLINE=1 never.
+
+    Args:
+        choices: files that are needed of the hub's repository; the first list that it has all of is taken. So
+            safetensors are preferred to a pickle, which `read_weights` reads without running code.
 
     Raises:
-        FileNotFoundError: neither the hub nor the cache gave them; names the two cures.
-    """
-    if (folder := _download(repository, files, revision)) is None:
-        raise _unreachable(repository, files)
-    return folder
-
-
-def locate_weights(repository: str, weights: str, revision: str | None = None) -> Path:
-    """The file or folder with a model's weights: local where `weights` says so, else from the hub.
-
-    Of the hub's files safetensors are preferred to a pickle, which `read_weights` reads without running code.
-
-    Raises:
-        FileNotFoundError: see `find_weights` and `from_hub`.
+        FileNotFoundError: see `find_weights`; or neither the hub nor its cache had them. Names the cures.
     """
     if (place := find_weights(repository, weights)) is not None:
         return place
-    for file in CHECKPOINTS:
-        if (folder := _download(repository, [file], revision)) is not None:
-            return folder / file
-    raise _unreachable(repository, CHECKPOINTS)
-
-
-def _download(repository: str, files: Sequence[str], revision: str | None) -> Path | None:
-    """The snapshot's folder; None without network (or with HF_HUB_OFFLINE=1) or if it lacks one of the files.
-
-    Unlike the download of a single file, that of a snapshot does not retry for half a minute without network.
-    """
-    try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if all((folder / file).is_file() for file in files) else None
-
-
-def _unreachable(repository: str, files: Sequence[str]) -> FileNotFoundError:
-    short = repository.rpartition("/")[2]
-    return FileNotFoundError(
-        f"{repository}: neither the hub nor its cache here gave {' or '.join(files)}; "
-        f"set weights=<a local file, or a folder with an entry {short}>, or run once with network"
+    for files in choices:
+        try:  # of a snapshot, because a single file's download retries for half a minute without network
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+        except LocalEntryNotFoundError:
+            continue
+        if all((folder / file).is_file() for file in files):
+            return folder
+    raise FileNotFoundError(
+        f"{repository}: neither the hub nor its cache here gave {' or '.join(map(', '.join, choices))}; "
+        f"set weights=<a local file, or a folder with an entry {repository.rpartition('/')[2]}>, or run once "
+        f"with network"
     )
 
 
@@ -111,10 +97,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / file for file in CHECKPOINTS if (path / file).is_file()]
-        if not found:
+        checkpoints = [path / file for file in CHECKPOINTS if (path / file).is_file()]
+        if not checkpoints:
             raise FileNotFoundError(f"{path} holds {_listing(path)}, but none of {', '.join(CHECKPOINTS)}")
-        path = found[0]
+        path = checkpoints[0]
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; download these weights again")
     content = read_checkpoint(path, "save its tensors alone as safetensors and give that file")
@@ -138,15 +124,17 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], path: Path | str
     Raises:
         ValueError: names missing, left over or of other shapes; the first of each are named.
     """
-    own = model.state_dict()
+    expected = model.state_dict()
     problems = []
-    if missing := [entry for entry in own if entry not in state]:
+    if missing := [entry for entry in expected if entry not in state]:
         problems.append(f"{len(missing)} missing (first {missing[0]})")
-    if unexpected := [entry for entry in state if entry not in own]:
+    if unexpected := [entry for entry in state if entry not in expected]:
         problems.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
-    if other := [entry for entry in own if entry in state and own[entry].shape != state[entry].shape]:
+    if other := [
+        entry for entry in expected if entry in state and expected[entry].shape != state[entry].shape
+    ]:
         first = other[0]
-        shapes = f"{tuple(state[first].shape)} instead of {tuple(own[first].shape)}"
+        shapes = f"{tuple(state[first].shape)} instead of {tuple(expected[first].shape)}"
         problems.append(f"{len(other)} of another shape (first {first}, {shapes})")
     if broken := [entry for entry, value in state.items() if not value.isfinite().all()]:
         problems.append(f"{len(broken)} with values that are not finite (first {broken[0]})")

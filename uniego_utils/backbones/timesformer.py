@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from uniego_utils.backbones.pretrained import load_exactly, locate_weights, read_weights
 
+IMAGE_VIT = (
+    "vit_base_patch16_224.orig_in21k_ft_in1k"  # timm's name of the official release's start (Apache-2.0)
+)
 SIZES = {
     "tiny": dict(width=64, depth=2, heads=2, tubelet=4, stem=(16, 32, 64), drop=0.1),
     "base": dict(width=768, depth=12, heads=12, drop_path=0.1),
@@ -38,6 +41,8 @@ LAYOUTS = (  # where other TimeSformers' names differ from ours
     },  # transformers
     OFFICIAL,
 )
+
+NEEDED = ("cls_token", "pos_embed", "time_embed", "head.weight")  # what makes it a divided TimeSformer
 
 
 class ConvStem(nn.Module):
@@ -142,8 +147,13 @@ class TimeSformer(nn.Module):
         self.drop = nn.Dropout(drop)
         self.head = nn.Linear(width, num_classes)
 
+    @property
+    def hidden_pairs(self) -> list[tuple[str, str]]:
+        """Names of the two linear layers of every MLP: what lies between them may be permuted."""
+        return [(f"blocks.{place}.mlp.fc1", f"blocks.{place}.mlp.fc2") for place in range(len(self.blocks))]
+
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """clips (B, 3, T, H, W) -> features (B, width), logits (B, num_classes)."""
         b, c, t, height, width = clips.shape
         if (c, t, height, width) != (3, self.num_frames, self.image_size, self.image_size):
             raise ValueError(
@@ -158,6 +168,22 @@ class TimeSformer(nn.Module):
             cls, tokens = block(cls, tokens)
         features = self.norm(cls[:, 0])
         return features, self.head(self.drop(features))
+
+
+def build(num_classes: int, num_frames: int, image_size: int, size: str) -> TimeSformer:
+    """A TimeSformer of one of `SIZES`, with random weights."""
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r} of timesformer; choose one of {', '.join(SIZES)}")
+    return TimeSformer(num_classes, num_frames, image_size, **SIZES[size])
+
+
+def pretrained_start(model: TimeSformer, weights: str) -> None:
+    """The paper's start: an ImageNet ViT, inflated.
+
+    Args:
+        weights: "" for the hub, else a local file or folder (see `find_weights`).
+    """
+    inflate(model, imagenet_weights(weights))
 
 
 def resize_positions(positions: Tensor, count: int) -> Tensor:
@@ -180,9 +206,9 @@ def inflate(model: TimeSformer, image_weights: dict[str, Tensor]) -> None:
     Raises:
         ValueError: the ViT lacks a needed weight or has another width or depth.
     """
-    own = model.state_dict()
+    state = model.state_dict()
     renamed = {}
-    for name in own:
+    for name in state:
         if name.startswith(("head.", "time_embed")) or ".temporal_proj." in name:
             continue
         source = name.replace("temporal_attn", "attn").replace("temporal_norm", "norm1")
@@ -191,30 +217,24 @@ def inflate(model: TimeSformer, image_weights: dict[str, Tensor]) -> None:
                 f"the image ViT has no {source!r}; inflate from a timm ViT with patch size {PATCH}"
             )
         renamed[name] = image_weights[source]
-    renamed["pos_embed"] = resize_positions(renamed["pos_embed"], own["pos_embed"].shape[1] - 1)
+    renamed["pos_embed"] = resize_positions(renamed["pos_embed"], state["pos_embed"].shape[1] - 1)
     if (
         model.tubelet > 1 and "patch_embed.proj.weight" in renamed
     ):  # repeated over a token's frames, as a mean
         renamed["patch_embed.proj.weight"] = renamed["patch_embed.proj.weight"].repeat(1, model.tubelet, 1, 1)
         renamed["patch_embed.proj.weight"] /= model.tubelet
-    wrong = [name for name, value in renamed.items() if value.shape != own[name].shape]
+    wrong = [name for name, value in renamed.items() if value.shape != state[name].shape]
     if wrong:
         raise ValueError(
             f"the image ViT's {wrong[0]!r} is {tuple(renamed[wrong[0]].shape)}, "
-            f"not {tuple(own[wrong[0]].shape)}"
+            f"not {tuple(state[wrong[0]].shape)}"
         )
-    model.load_state_dict(own | renamed)
+    model.load_state_dict(state | renamed)
 
 
-def imagenet_weights(
-    name: str = "vit_base_patch16_224.orig_in21k_ft_in1k", weights: str = ""
-) -> dict[str, Tensor]:
-    """Weights of a pretrained timm ViT; the release's (Apache-2.0) by default.
-
-    Args:
-        weights: "" for the hub, else a local file or folder (see `find_weights`).
-    """
-    return read_weights(locate_weights(timm.get_pretrained_cfg(name).hf_hub_id, weights))
+def imagenet_weights(weights: str) -> dict[str, Tensor]:
+    """Weights of the image ViT that the official release starts from, as timm has them."""
+    return read_weights(locate_weights(timm.get_pretrained_cfg(IMAGE_VIT).hf_hub_id, weights))
 
 
 def kinetics_weights(
@@ -252,21 +272,26 @@ def from_kinetics(model: TimeSformer, weights: dict[str, Tensor]) -> None:
             f"{', '.join(list(weights)[:3]) or 'no entries'}, ..."
         )
     given = {name: value for name, value in given.items() if not name.startswith(("head.", "classifier."))}
-    own = model.state_dict()
-    renamed = {_foreign_name(name, layout): name for name in own if not name.startswith("head.")}
+    current = model.state_dict()
+    renamed = {_foreign_name(name, layout): name for name in current if not name.startswith("head.")}
     state = {renamed.get(name, name): value for name, value in given.items()}
     if "pos_embed" in state:
-        state["pos_embed"] = resize_positions(state["pos_embed"], own["pos_embed"].shape[1] - 1)
-    steps = own["time_embed"].shape[1]
+        state["pos_embed"] = resize_positions(state["pos_embed"], current["pos_embed"].shape[1] - 1)
+    steps = current["time_embed"].shape[1]
     if state["time_embed"].shape[1] != steps:
         state["time_embed"] = F.interpolate(state["time_embed"].transpose(1, 2), steps).transpose(1, 2)
-    head = {name: value for name, value in own.items() if name.startswith("head.")}
+    head = {name: value for name, value in current.items() if name.startswith("head.")}
     load_exactly(model, state | head, "the Kinetics checkpoint", "this TimeSformer")
 
 
 def official_name(name: str) -> str:
     """What an entry of ours is called in the official release, e.g. `blocks.0.temporal_fc.weight`."""
     return _foreign_name(name, OFFICIAL)
+
+
+def is_official_size(weights: dict[str, Tensor]) -> bool:
+    """Whether these are the weights of a B/16, the one size that the official code builds."""
+    return weights["cls_token"].numel() == SIZES["base"]["width"] and "patch_embed.proj.weight" in weights
 
 
 def name_from_official(name: str) -> str:

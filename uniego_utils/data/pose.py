@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from tqdm.auto import tqdm
 
-from uniego_utils.backbones.pretrained import find_weights, from_hub, load_transformers
+from uniego_utils.backbones.pretrained import find_weights, load_transformers, locate_weights
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import MAX_EMPTY, layout_of, skeleton_file, write_skeleton
 from uniego_utils.data.video import frame_indices, open_clip, sample_times
@@ -92,7 +92,7 @@ def load_estimator(settings: Settings, weights: str, device: torch.device) -> Es
         weights: "" for the hub, else a local folder that holds a folder for each of the models.
 
     Raises:
-        FileNotFoundError: no weights; see `find_weights` and `from_hub`.
+        FileNotFoundError: no weights; see `locate_weights`.
         ValueError: weights of another model, a detector that knows no person, or joints that are not COCO's.
     """
     from transformers import (  # late: it takes seconds to import
@@ -106,7 +106,7 @@ def load_estimator(settings: Settings, weights: str, device: torch.device) -> Es
         (settings.detector, RTDetrForObjectDetection),
         (settings.estimator, VitPoseForPoseEstimation),
     ):
-        folder = find_weights(name, weights) or from_hub(name, FILES)
+        folder = locate_weights(name, weights, choices=[FILES])
         parts += [
             load_transformers(kind, folder, name, FILES).to(device).eval(),
             AutoImageProcessor.from_pretrained(folder, local_files_only=True),

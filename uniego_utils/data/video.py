@@ -307,12 +307,12 @@ class ClipView(Dataset):
 
     @property
     def cached(self) -> list | None:
-        """Its decoded frames, if it keeps them in memory."""
+        """The decoded clips, where they are kept in memory."""
         return self.source.cached
 
     @property
     def video(self) -> VideoCard:
-        """How its clips become tensors."""
+        """Frames per clip, sizes and statistics."""
         return self.source.video
 
 

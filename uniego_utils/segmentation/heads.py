@@ -113,7 +113,7 @@ class MSTeMba(nn.Module):
         self.output_weights = (*[AUXILIARY] * len(config.widths), 1.0)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
-        """See the module. The term is how little a scale's blocks agree on what to read of their states."""
+        """features (V, T, D), mask (V, T) -> logits (V, T, C) of every output, blocks' disagreement."""
         steps, multiple = features.shape[1], math.lcm(*range(1, len(self.scales) + 1))
         more = -steps % multiple
         mask = F.pad(mask, (0, more))[..., None].to(features.dtype)
@@ -169,7 +169,7 @@ class MSTCN(nn.Module):
         self.output_weights = (1.0,) * len(plans)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
-        """See the module. The term is zero."""
+        """features (V, T, D), mask (V, T) -> logits (V, T, C) of every output, and no further loss: 0."""
         mask = mask[:, None].to(features.dtype)
         x, logits = features.transpose(1, 2), []
         for embed, layers, output in zip(self.inputs, self.layers, self.outputs, strict=True):

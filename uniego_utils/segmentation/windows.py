@@ -48,6 +48,7 @@ def encode_video(
     stride_s: float,
     device: torch.device,
     bf16: bool = False,
+    block: int = BLOCK,
 ) -> dict[str, Tensor]:
     """Features (steps, D) float32 of a video's windows by every encoder; each frame is decoded at most once.
 
@@ -57,6 +58,7 @@ def encode_video(
         video: frames per window, sizes and statistics, as for clips.
         window_s: seconds a window; stride_s: seconds a step.
         bf16: autocast the forward pass, as in training.
+        block: windows encoded at once; bounds the memory, and does not change the result.
 
     Raises:
         ValueError: features that are not finite, or all the same; names encoder, video and cure.
@@ -73,24 +75,24 @@ def encode_video(
     features: dict[str, list[Tensor]] = {name: [] for name in encoders}
     kept = torch.empty(0)  # frames (3, n, S, S) that the next block may need, and their numbers
     numbers = np.empty(0, int)
-    for first in range(0, len(wanted), BLOCK):
-        block = wanted[first : first + BLOCK]
-        needed = np.unique(block)
+    for first in range(0, len(wanted), block):
+        indices = wanted[first : first + block]
+        needed = np.unique(indices)
         fresh = np.setdiff1d(needed, numbers)
         if len(fresh):
-            pieces = [fresh[place : place + BLOCK].tolist() for place in range(0, len(fresh), BLOCK)]
+            pieces = [fresh[place : place + block].tolist() for place in range(0, len(fresh), block)]
             seen = [prepare(shrink(file.read(piece), video), video, None) for piece in pieces]
             kept = torch.cat([kept, *seen] if len(numbers) else seen, 1)
             numbers = np.concatenate([numbers, fresh])
             order = np.argsort(numbers)
             kept, numbers = kept[:, torch.from_numpy(order)], numbers[order]
-        places = torch.from_numpy(np.searchsorted(numbers, block))
+        places = torch.from_numpy(np.searchsorted(numbers, indices))
         clips = kept[:, places].transpose(0, 1).to(device)  # (3, B, T, S, S) -> (B, 3, T, S, S)
         for name, encoder in encoders.items():
             with autocast(device, bf16):
                 feature, _ = encoder(clips)
             features[name].append(feature.float().cpu())
-        later = numbers >= wanted[first + BLOCK :].min(initial=file.frames)
+        later = numbers >= wanted[first + block :].min(initial=file.frames)
         kept, numbers = kept[:, torch.from_numpy(later)], numbers[later]
     return {name: _sound(torch.cat(parts), name, timeline) for name, parts in features.items()}
 

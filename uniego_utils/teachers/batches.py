@@ -79,7 +79,7 @@ class Spans(ClipDataset):
         self.remove_background = remove_background
 
     def decode_span(self, row: int) -> tuple[Tensor, float, int]:
-        """See ClipDataset."""
+        """A clip's frames (T, 3, H, W) uint8, their rate, and the number of the first."""
         frames, fps, first = super().decode_span(row)
         return subtract_background(frames) if self.remove_background else frames, fps, first
 

@@ -87,7 +87,7 @@ class DepthNet(nn.Module):
         return self.to_code(windows.flatten(2, 3).flatten(0, 1)).unflatten(0, windows.shape[:2])
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Windows of frames -> their codes, and the depth that is read from them."""
         code = self.to_code(windows.flatten(1, 2))
         return code, self.to_depth(code)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from uniego_utils.backbones.pretrained import find_weights, from_hub, load_transformers
+from uniego_utils.backbones.pretrained import load_transformers, locate_weights
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.runs import read_json
 from uniego_utils.teachers.batches import Job
@@ -51,7 +51,7 @@ class DepthFeatures(nn.Module):
         self.backbone, self.pooling_tokens = backbone, pooling_tokens
 
     def forward(self, frames: Tensor) -> Tensor:
-        """See the class."""
+        """frames (N, 3, S, S) -> features (N, D): the class token, or the mean over patches."""
         tokens = self.backbone(frames).feature_maps[-1]  # (N, 1 + patches, D) after the last LayerNorm
         return tokens[:, 0] if self.pooling_tokens == "cls" else tokens[:, 1:].mean(1)
 
@@ -69,7 +69,7 @@ def build(job: Job) -> DepthFeatures:
         raise ValueError(
             f"{job.key}: unknown pooling_tokens {settings.pooling_tokens!r}; choose {' or '.join(TOKENS)}"
         )
-    folder = find_weights(settings.name, job.weights) or from_hub(settings.name, FILES, settings.revision)
+    folder = locate_weights(settings.name, job.weights, settings.revision, [FILES])
     backbone = load(folder, settings.name).backbone
     width, patch = pooled_width(backbone.config.hidden_size, settings.pooling), backbone.config.patch_size
     if width != job.teacher.width:

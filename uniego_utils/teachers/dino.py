@@ -58,7 +58,7 @@ class Dino(nn.Module):
         return self.vit.forward_features(clips.flatten(0, 1))[:, 0].unflatten(0, clips.shape[:2])
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class; the features are those of the first view."""
+        """Views of clips -> features of the first view, and scores of every view against the prototypes."""
         features = self.encode(views)
         scores = F.linear(
             F.normalize(self.project(features), dim=-1), F.normalize(self.prototypes.weight, dim=-1)

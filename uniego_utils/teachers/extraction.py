@@ -141,8 +141,8 @@ def shard_files(folder: Path, manifest: Manifest, shard: int = SHARD) -> dict[ra
     starts = range(0, len(manifest), shard)
     rows = [range(first, min(first + shard, len(manifest))) for first in starts]
     return {
-        own: Path(folder) / "shards" / f"{manifest.split}-{own.start:07d}-{own.stop:07d}.safetensors"
-        for own in rows
+        part: Path(folder) / "shards" / f"{manifest.split}-{part.start:07d}-{part.stop:07d}.safetensors"
+        for part in rows
     }
 
 
@@ -161,6 +161,7 @@ def extract(
     Args:
         model: the frozen teacher on `job.device`.
         folder: the teacher's run folder; it holds `model` if the teacher was fitted here.
+        devices: the first is `job.device`.
 
     Returns:
         How many clips were extracted now.
@@ -170,11 +171,19 @@ def extract(
         VideoError: a video that is damaged or too short.
     """
     todo = missing_shards(folder, manifest, shard)
-    if len(devices) == 1 or len(todo) < 2:
-        _extract_shards(job, model, manifest, todo)
-    else:
-        shares = [todo[turn :: len(devices)] for turn in range(len(devices))]
-        torch.multiprocessing.spawn(_extract_on, (devices, job, manifest, folder, shares), len(devices))
+    count = max(1, min(len(devices), len(todo)))
+    shares = [todo[turn::count] for turn in range(count)]
+    others = torch.multiprocessing.spawn(
+        _extract_on, (devices[1:], job, manifest, folder, shares[1:]), count - 1, join=False
+    )
+    try:
+        _extract_shards(job, model, manifest, shares[0])  # this process has the first device
+    except BaseException:
+        for process in others.processes:
+            process.terminate()
+        raise
+    while not others.join():
+        pass
     return sum(len(rows) for rows, _ in todo)
 
 
@@ -189,8 +198,8 @@ def missing_shards(folder: Path, manifest: Manifest, shard: int = SHARD) -> list
 def _extract_on(
     turn: int, devices: list[torch.device], job: Job, manifest: Manifest, folder: Path, shares: list[list]
 ) -> None:
-    """What the process of one device does."""
-    job = replace(job, device=devices[turn], progress=job.progress and turn == 0)
+    """What the process of a further device does."""
+    job = replace(job, device=devices[turn], progress=False)
     _extract_shards(job, load_teacher(job, Path(folder) / "model"), manifest, shares[turn])
 
 
@@ -212,9 +221,9 @@ def _extract_shards(job: Job, model: nn.Module, manifest: Manifest, shards: list
     total = sum(len(rows) for rows, _ in shards)
     name = f"{job.key} {manifest.split}"
     with tqdm(total=total, desc=name, unit="clip", disable=not job.progress or not total, leave=False) as bar:
-        for (rows, path), own in zip(shards, batches, strict=True):
+        for (rows, path), shard_batches in zip(shards, batches, strict=True):
             features: list[Tensor] = []
-            for batch in own:
+            for batch in shard_batches:
                 clips = next(stream).to(job.device, non_blocking=True)
                 features.append(module.encode(model, clips, job).float().cpu())
                 bar.update(len(batch))

@@ -4,9 +4,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from uniego_utils.data.manifests import Manifest
@@ -102,6 +99,10 @@ def linear_probe(
 
     It is fitted on at most `max_clips`, evenly taken: more cost hours and move it little.
     """
+    from sklearn.linear_model import LogisticRegression  # late: it takes seconds to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     step = -(-len(labels) // max_clips)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
     probe.fit(features[::step].numpy(), labels[::step])
@@ -140,15 +141,3 @@ def describe_features(features: Tensor) -> dict[str, float]:
         "mean_share": (exact.mean(0).square().sum() / norms.square().mean()).item(),
         "effective_rank": torch.special.entr(shares).sum().exp().item(),
     }
-
-
-def nearest_clips(features: Tensor, query: int, takes: list[str], count: int) -> list[int]:
-    """Rows of the clips most like row `query` by the cosine of standardised features, nearest first.
-
-    Clips of the query's own take are left out: neighbours in time are alike to anybody.
-    """
-    unit = torch.nn.functional.normalize(standardise(features), dim=1)
-    alike = unit @ unit[query]
-    own = torch.tensor([take == takes[query] for take in takes])
-    order = alike.masked_fill(own, -torch.inf).argsort(descending=True, stable=True)
-    return order[: min(count, int((~own).sum()))].tolist()

@@ -70,7 +70,7 @@ class TextTower(nn.Module):
         self.project = nn.Linear(width, settings.embedding)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """See the class."""
+        """Words' numbers (B, L) -> embeddings (B, E), a mean over the words that are there."""
         there = (tokens != PADDING)[..., None]
         x = self.norm(self.blocks((self.embed(tokens) + self.position[: tokens.shape[1]]) * there)) * there
         return self.project(x.sum(1) / there.sum(1).clamp(min=1))
@@ -89,7 +89,7 @@ class ImageTower(nn.Module):
         return self.vit.forward_features(clips.flatten(0, 1))[:, 0].unflatten(0, clips.shape[:2])
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """clips (B, T, 3, S, S) -> features (B, width), embeddings (B, E)."""
         features = self.encode(clips).mean(1)
         return features, self.project(features)
 

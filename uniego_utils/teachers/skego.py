@@ -124,7 +124,7 @@ class Crops(ClipDataset):
         self.boxes, self.remove_background = Boxes(job, manifest), job.settings.subtract_background
 
     def decode_span(self, row: int) -> tuple[Tensor, float, int]:
-        """See ClipDataset."""
+        """A clip's frames (T, 3, H, W) uint8 cropped to its box, their rate, and the first one's number."""
         video = open_clip(self.manifest, row, self.view)
         first, last = span_edges(self.spans[row], video)
         frames = torch.from_numpy(video.read(list(range(first, last + 1)))).permute(0, 3, 1, 2)

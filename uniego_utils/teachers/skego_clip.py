@@ -35,7 +35,7 @@ class Crops(foundation.FrameClips):
         self.boxes = Boxes(job, manifest)
 
     def frames(self, row: int) -> Tensor:
-        """See FrameClips; here squares around head and hands, already of the input's size."""
+        """Squares around head and hands (T, 3, S, S) uint8, already of the input's size."""
         frames = super().frames(row)
         boxes = self.boxes.of(row, *frames.shape[-2:])
         start_s, end_s = self.spans[row]

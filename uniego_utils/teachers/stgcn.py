@@ -144,7 +144,7 @@ class STGCN(nn.Module):
         self.head = nn.Linear(channels[-1], num_classes)
 
     def forward(self, skeletons: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """skeletons (B, M, T, V, 3) -> features (B, D), logits (B, num_classes)."""
         present = skeletons.flatten(2).any(2)  # (B, M)
         persons = skeletons[present]  # (P, T, V, 3)
         p, t, v, c = persons.shape

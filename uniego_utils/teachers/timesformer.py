@@ -14,9 +14,8 @@ from uniego_utils.backbones.timesformer import (
     SIZES,
     TimeSformer,
     from_kinetics,
-    imagenet_weights,
-    inflate,
     kinetics_weights,
+    pretrained_start,
 )
 from uniego_utils.cards import TrainConfig
 from uniego_utils.data.manifests import Manifest
@@ -69,7 +68,7 @@ def take_start(model: TimeSformer, job: Job) -> None:
     """Give the network the weights that training starts from."""
     start = job.settings.start
     if start == "imagenet":
-        inflate(model, imagenet_weights(weights=job.weights))
+        pretrained_start(model, job.weights)
     elif start:
         from_kinetics(model, kinetics_weights(start, job.weights))
 
