@@ -11,7 +11,7 @@ import trees
 
 from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness
 from uniego_utils.data.annotated import read_table
-from uniego_utils.data.usable import BUILDERS
+from uniego_utils.data.usable import builder_module
 
 NO_TIME, BACKWARDS = "no time in the annotation", "annotation ends before it starts"
 FINE = "fine-grained-annotations/train.csv"
@@ -28,7 +28,7 @@ def no_pictures(monkeypatch):
 
 
 def annotate(name, root, **settings):
-    module = BUILDERS[name]
+    module = builder_module(name)
     return module.annotated(root, module.Settings(**settings), ())
 
 

@@ -14,7 +14,7 @@ from uniego_utils.cards import Card, MethodCard, TeacherCard, load_card
 from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness, folder
 from uniego_utils.data.annotated import split_off
 from uniego_utils.data.manifests import load_manifest
-from uniego_utils.data.usable import BUILDERS, write_manifests
+from uniego_utils.data.usable import builder_module, write_manifests
 from uniego_utils.data.video import open_clip
 from uniego_utils.runs import read_json, read_tensors, write_tensors
 
@@ -34,7 +34,7 @@ def make_card(classes=(), viewpoint="exo"):
 
 
 def annotate(name, root, classes=(), **settings):
-    module = BUILDERS[name]
+    module = builder_module(name)
     return module.annotated(root, module.Settings(**settings), tuple(classes))
 
 
@@ -539,7 +539,7 @@ def test_a_missing_annotation_says_where_to_get_it(roots, tmp_path, name, file):
     with pytest.raises(FileNotFoundError) as told:
         annotate(name, tmp_path, classes)
     assert str(tmp_path / file) in str(told.value)
-    assert BUILDERS[name].LAYOUT in str(told.value) and "get it from" in str(told.value)
+    assert builder_module(name).LAYOUT in str(told.value) and "get it from" in str(told.value)
 
 
 def test_clips_of_classes_that_nothing_can_be_trained_on_are_left_out_and_told(roots, tmp_path):
@@ -599,7 +599,7 @@ def test_split_off_keeps_training_clips_of_every_class():
 @pytest.mark.parametrize("name", ["egoexo_fitness", "assembly101", "egoexo4d"])
 def test_the_cards_name_their_builders_and_the_papers_settings(name):
     card = load_card(name)
-    module = BUILDERS[card.builder]
+    module = builder_module(card.builder)
     assert card.views == ("ego", "exo")
     for preset in card.presets.values():
         module.Settings(**preset.data)

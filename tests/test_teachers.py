@@ -101,7 +101,7 @@ def job_of(card: Card, key: str) -> batches.Job:
 @torch.inference_mode()
 def encode_all(job: batches.Job, model: torch.nn.Module, manifest: Manifest) -> torch.Tensor:
     """All clips in one batch."""
-    module = teachers.MODULES[job.teacher.model]
+    module = teachers.teacher_module(job.teacher.model)
     dataset = module.clips(job, manifest)
     return module.encode(model, torch.stack([dataset[row] for row in range(len(dataset))]), job)
 
@@ -478,7 +478,9 @@ def test_fit_and_encode(clips, tmp_path, key):
     assert (folder / "model.safetensors").stat().st_mtime_ns == written  # reused, not trained anew
     assert torch.equal(encode_all(job, again, manifest), features)
     assert teachers.fingerprint(job, again) == teachers.fingerprint(job, model)
-    assert all(isinstance(text, str) for text in teachers.MODULES[job.teacher.model].notes(job).values())
+    assert all(
+        isinstance(text, str) for text in teachers.teacher_module(job.teacher.model).notes(job).values()
+    )
     with pytest.raises(ValueError, match="seed"):
         teachers.fit_teacher(dataclasses.replace(job, seed=1), manifest, folder)
 

@@ -231,7 +231,7 @@ def test_a_checkpoint_of_other_learners_is_refused(tmp_path):
 
 
 def test_an_unknown_optimizer_is_refused_with_the_valid_ones(tmp_path):
-    with pytest.raises(ValueError, match="'lion'.*sgd or adamw"):
+    with pytest.raises(ValueError, match="'lion'.*sgd, adamw or adam"):
         train(["labels"], replace(CONFIG, optimizer="lion"), tmp_path / "c")
 
 

@@ -19,10 +19,11 @@ To add one, write such a module and give its dotted path as the notebooks' param
 in the notebooks' folder or on PYTHONPATH. To give it a short name, add a line to `BACKBONES`.
 """
 
-import importlib
 from types import ModuleType
 
 from torch import nn
+
+from uniego_utils.extensions import find_module
 
 BACKBONES = {"timesformer": "uniego_utils.backbones.timesformer"}  # short name -> module
 FUNCTIONS = ("build", "pretrained_start")  # what a backbone's module has
@@ -34,22 +35,7 @@ def backbone_module(name: str) -> ModuleType:
     Raises:
         ValueError: no such module, or one that lacks a function of a backbone.
     """
-    path = BACKBONES.get(name, name)
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if not f"{path}.".startswith(f"{error.name}."):  # something that the module itself imports
-            raise
-        raise ValueError(
-            f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}, or give the dotted path of a "
-            f"module that Python finds"
-        ) from None
-    if missing := [function for function in FUNCTIONS if not callable(getattr(module, function, None))]:
-        raise ValueError(
-            f"{name!r} is no backbone: {getattr(module, '__file__', path)} lacks {' and '.join(missing)}; "
-            f"choose one of {', '.join(BACKBONES)}, or add what is missing"
-        )
-    return module
+    return find_module(name, BACKBONES, FUNCTIONS, "backbone")
 
 
 def create_backbone(

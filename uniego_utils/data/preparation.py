@@ -19,14 +19,13 @@ from uniego_utils.data.skeletons import (
     skeleton_fault,
     skeleton_file,
 )
-from uniego_utils.data.usable import BUILDERS, Summary, write_manifests
+from uniego_utils.data.usable import GENERATED, Summary, builder_module, write_manifests
 from uniego_utils.experiment import Experiment, project_path
 from uniego_utils.mocap import clips as mocap
 from uniego_utils.mocap import untrimmed
 from uniego_utils.runs import digest, read_json, read_tensors
 from uniego_utils.teachers import plan
 
-GENERATED = "mocap"  # the builder that renders its clips instead of finding them
 WITH_SKELETON = ("train", "val")  # splits that teachers see; test clips are the student's alone
 
 
@@ -83,12 +82,7 @@ def prepare_data(
         return experiment, _generate(
             experiment, from_mapping(mocap.MocapSettings, {**content, "seed": experiment.seed}, where)
         )
-    if experiment.card.builder not in BUILDERS:
-        known = ", ".join([GENERATED, *BUILDERS])
-        raise ValueError(
-            f"{experiment.card.name}: unknown builder {experiment.card.builder!r}; choose one of {known}"
-        )
-    builder = BUILDERS[experiment.card.builder]
+    builder = builder_module(experiment.card.builder)
     settings = from_mapping(builder.Settings, content, where)
     named = load_card(experiment.card.name).classes  # not those that an earlier run found
     annotated = builder.annotated(experiment.data_root, settings, named)

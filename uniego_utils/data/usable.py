@@ -1,13 +1,14 @@
 """From a dataset's official annotations and the videos on disk to manifests without a single unusable clip.
 
-A builder is a module of this package with `Settings`, a frozen dataclass, and `annotated(root, settings,
-classes)`, which reads the annotations of one dataset. To add one, write its module and name it in BUILDERS.
+A builder is a module with `Settings`, a frozen dataclass, and `annotated(root, settings, classes)`, which
+reads the annotations of one dataset. To add one, write its module and give the card its dotted path as
+`builder`; to give it a short name, add a line to BUILDERS.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -20,16 +21,15 @@ from uniego_utils.data.manifests import REQUIRED_COLUMNS, Manifest, find_file
 from uniego_utils.data.skeletons import layout_of, skeleton_fault
 from uniego_utils.data.tables import MAX_LISTED, list_some
 from uniego_utils.data.video import SPAN_TOLERANCE_S
+from uniego_utils.extensions import find_module
 from uniego_utils.runs import digest, read_notes, write_json, write_tensors, written_whole
 
-BUILDERS = {
-    name: import_module(f"uniego_utils.data.{name}")
-    for name in (
-        "egoexo_fitness",
-        "assembly101",
-        "egoexo4d",
-        "folder",
-    )
+GENERATED = "mocap"  # the builder that renders its clips instead of finding them
+BUILDERS = {  # short name -> module
+    "egoexo_fitness": "uniego_utils.data.egoexo_fitness",
+    "assembly101": "uniego_utils.data.assembly101",
+    "egoexo4d": "uniego_utils.data.egoexo4d",
+    "folder": "uniego_utils.data.folder",
 }
 UNTRAINED = "class without training clips"
 BY_RULE = (UNTRAINED, "step outside the labels")  # reasons that no file could cure: never too many
@@ -38,6 +38,15 @@ FPS_TOLERANCE = 0.005  # relative; lets 29.97 pass for 30
 # The usable clips of a split -> a row a clip: `clip_id`, `skeleton` (file within `<column>s`; "" if there is
 # none) and `reason`.
 Estimator = Callable[[Manifest], pd.DataFrame]
+
+
+def builder_module(name: str) -> ModuleType:
+    """The module that reads a dataset's annotations: of `BUILDERS`, or from outside at a dotted path.
+
+    Raises:
+        ValueError: no such module, or one that lacks something of a builder.
+    """
+    return find_module(name, {GENERATED: "", **BUILDERS}, ("Settings", "annotated"), "builder")
 
 
 @dataclass(frozen=True)

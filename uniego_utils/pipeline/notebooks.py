@@ -94,7 +94,9 @@ def sources_of(notebook: str | Path) -> list[str]:
     queue = [Path(notebook)]
     while queue:
         text = queue.pop().read_text(encoding="utf-8")
-        for module, names in re.findall(r"from (uniego_utils[\w.]*) import (\([^)]*\)|[^\n]*)", text):
+        imports = re.findall(r"from (uniego_utils[\w.]*) import (\([^)]*\)|[^\n]*)", text)
+        by_name = re.findall(r'"(uniego_utils(?:\.\w+)+)"()', text)  # imported when asked for
+        for module, names in imports + by_name:
             place = root / module.replace(".", "/")
             files = {place.with_suffix(".py"), place / "__init__.py"}
             files |= {place / f"{name}.py" for name in re.findall(r"\w+", names)}

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -16,37 +17,34 @@ from torch import nn
 from uniego_utils.backbones.pretrained import state_digest
 from uniego_utils.cards import Card, Preset, from_mapping, merged
 from uniego_utils.data.manifests import Manifest
+from uniego_utils.extensions import find_module
 from uniego_utils.runs import FEATURE_PACKAGES, finish_run, read_tensors, start_run, write_tensors
-from uniego_utils.teachers import (
-    depth,
-    depth_anything,
-    dino,
-    foundation,
-    siglip,
-    skego,
-    skego_clip,
-    stgcn,
-    timesformer,
-)
 from uniego_utils.teachers.batches import Job
 from uniego_utils.training import write_history
 
-MODULES = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        timesformer,
-        depth,
-        stgcn,
-        skego,
-        dino,
-        siglip,
-        foundation,
-        depth_anything,
-        skego_clip,
-    )
+MODULES = {  # short name -> module
+    "timesformer": "uniego_utils.teachers.timesformer",
+    "depth": "uniego_utils.teachers.depth",
+    "stgcn": "uniego_utils.teachers.stgcn",
+    "skego": "uniego_utils.teachers.skego",
+    "dino": "uniego_utils.teachers.dino",
+    "siglip": "uniego_utils.teachers.siglip",
+    "foundation": "uniego_utils.teachers.foundation",
+    "depth_anything": "uniego_utils.teachers.depth_anything",
+    "skego_clip": "uniego_utils.teachers.skego_clip",
 }
+NEEDS = ("Settings", "build", "clips", "encode", "notes")  # what a teacher's module has
 SPEED = ("frames_per_pass",)  # settings that change nothing but speed
 UNSEEN = ("label", "licence", "settings")  # fields of a teacher's card that do not change its features
+
+
+def teacher_module(name: str) -> ModuleType:
+    """The module of a kind of teacher: of `MODULES`, or from outside at a dotted path.
+
+    Raises:
+        ValueError: no such module, or one that lacks something of a teacher.
+    """
+    return find_module(name, MODULES, NEEDS, "model")
 
 
 def plan(
@@ -66,17 +64,17 @@ def plan(
         ValueError: an unknown teacher, module or setting; valid ones are listed.
     """
     teacher = card.teacher(key)
-    if teacher.model not in MODULES:
-        raise ValueError(f"{key}: unknown model {teacher.model!r}; choose one of {', '.join(MODULES)}")
-    if unknown := preset.teachers.keys() - MODULES.keys() - card.teachers.keys():
-        valid = ", ".join([*MODULES, *card.teachers])
+    module = teacher_module(teacher.model)
+    models = dict.fromkeys([*MODULES, *(each.model for each in card.teachers.values())])
+    if unknown := preset.teachers.keys() - models.keys() - card.teachers.keys():
+        valid = ", ".join([*models, *card.teachers])
         raise ValueError(
             f"{card.name}: settings of unknown teachers {', '.join(sorted(unknown))}; valid ones are {valid}"
         )
     content = merged(
         merged(preset.teachers.get(teacher.model, {}), teacher.settings), preset.teachers.get(key, {})
     )
-    settings = from_mapping(MODULES[teacher.model].Settings, content, f"{card.name}: settings of {key}")
+    settings = from_mapping(module.Settings, content, f"{card.name}: settings of {key}")
     preset = replace(preset, video=replace(preset.video, **preset.teacher_video))
     return Job(
         key, teacher, settings, card, preset, torch.device(device), seed, progress=progress, weights=weights
@@ -85,13 +83,13 @@ def plan(
 
 def is_fitted_here(job: Job) -> bool:
     """Whether the teacher is trained on the card's teacher split; otherwise its weights are pretrained."""
-    return hasattr(MODULES[job.teacher.model], "train")
+    return hasattr(teacher_module(job.teacher.model), "train")
 
 
 def load_teacher(job: Job, folder: Path) -> nn.Module:
     """The frozen teacher on the job's device, in eval mode; `folder` holds it if it was fitted here."""
     with torch.random.fork_rng(devices=[]):  # the caller's own draws stay as they are
-        model = MODULES[job.teacher.model].build(job)
+        model = teacher_module(job.teacher.model).build(job)
     if is_fitted_here(job):
         model.load_state_dict(read_tensors(Path(folder) / "model.safetensors"))
     return model.to(job.device).eval().requires_grad_(False)
@@ -110,7 +108,7 @@ def fit_teacher(job: Job, manifest: Manifest, folder: Path) -> nn.Module:
         return load_teacher(job, folder)
     folder = Path(folder)
     job = replace(job, checkpoint=folder / "checkpoint.safetensors")
-    module = MODULES[job.teacher.model]
+    module = teacher_module(job.teacher.model)
     config = {
         "teacher": job.key,
         **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
@@ -138,7 +136,7 @@ def fingerprint(job: Job, model: nn.Module) -> dict:
     return {
         "teacher": job.key,
         **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
-        **MODULES[job.teacher.model].notes(job),
+        **teacher_module(job.teacher.model).notes(job),
         "settings": {name: value for name, value in asdict(job.settings).items() if name not in SPEED},
         "span_s": job.preset.video.span_s,
         "weights": state_digest(model),

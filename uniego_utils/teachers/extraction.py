@@ -28,7 +28,7 @@ from uniego_utils.runs import (
     start_run,
     write_tensors,
 )
-from uniego_utils.teachers import MODULES, fingerprint, fit_teacher, is_fitted_here, load_teacher, plan
+from uniego_utils.teachers import fingerprint, fit_teacher, is_fitted_here, load_teacher, plan, teacher_module
 from uniego_utils.teachers.batches import Job
 from uniego_utils.teachers.features import (
     check_features,
@@ -206,7 +206,7 @@ def _extract_on(
 @torch.inference_mode()
 def _extract_shards(job: Job, model: nn.Module, manifest: Manifest, shards: list[tuple[range, Path]]) -> None:
     """One stream of batches over all given shards, so that decoding never waits at a shard's end."""
-    module, clip_ids = MODULES[job.teacher.model], manifest.rows["clip_id"].tolist()
+    module, clip_ids = teacher_module(job.teacher.model), manifest.rows["clip_id"].tolist()
     batches = [
         [list(rows[first : first + BATCH]) for first in range(0, len(rows), BATCH)] for rows, _ in shards
     ]
@@ -241,7 +241,7 @@ def join_shards(job: Job, manifest: Manifest, folder: Path, shard: int = SHARD) 
     shards = shard_files(folder, manifest, shard).values()
     if not path.is_file():
         features = torch.cat([read_tensors(shard)["features"] for shard in shards])
-        notes = {"teacher": job.key, **MODULES[job.teacher.model].notes(job)}
+        notes = {"teacher": job.key, **teacher_module(job.teacher.model).notes(job)}
         write_features(path, features, manifest, job.teacher.width, notes)
     for file in shards:
         file.unlink(missing_ok=True)
@@ -264,7 +264,7 @@ def estimate(job: Job, model: nn.Module, manifests: Iterable[Manifest], folder: 
             f"{job.key}: features of {clips} clips need {needed / 1e9:.1f} GB below {there}, where "
             f"{free / 1e9:.1f} GB are free; make room or choose other `outputs`"
         )
-    module = MODULES[job.teacher.model]
+    module = teacher_module(job.teacher.model)
     dataset = module.clips(job, manifests[0])
     started = time.perf_counter()
     pilot = torch.stack([dataset[row] for row in range(min(PILOT, len(dataset)))])
