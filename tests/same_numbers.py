@@ -2,8 +2,8 @@
 
     python tests/same_numbers.py before/mocap after/mocap --renamed none=ego control=ego_longer
 
-Compares every `metrics.json`, but for what was timed, and every safetensors file (weights, features, outputs).
-Ends with 1 where something differs or is missing on one side.
+Compares every `metrics.json`, but for what was timed, and every safetensors file (weights, features and
+outputs). Ends with 1 where something differs or is missing on one side.
 """
 
 import argparse
