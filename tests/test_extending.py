@@ -1,4 +1,4 @@
-"""What docs/extending.md shows, done from outside the package: its files in a copy of the project, and run."""
+"""What docs/extending.md shows, done from outside the package: its files in a copy of the project, run."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import pytest
 import trees
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from uniego_utils.pipeline.ship import SHIPPED_METADATA
 from uniego_utils.runs import is_finished
 
 PROJECT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ COPIED = ("data_manifests", "notebooks", "profiles", "uniego_utils", "Snakefile"
 
 def as_notebook(cells: str) -> nbformat.NotebookNode:
     """A notebook of cells that are divided by `# %%` lines."""
-    notebook = new_notebook()
+    notebook = new_notebook(metadata=SHIPPED_METADATA)  # as JupyterLab would write it
     for head, body in re.findall(r"^# %% ?(.*)\n((?:(?!# %%).*\n?)*)", cells, re.MULTILINE):
         if head == "[markdown]":
             notebook.cells.append(new_markdown_cell(re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip()))
