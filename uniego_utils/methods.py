@@ -243,3 +243,9 @@ def choose(keys: Iterable[str], among: Mapping[str, object]) -> dict:
     if unknown := [key for key in keys if key not in among]:
         raise ValueError(f"unknown method {', '.join(map(str, unknown))}; choose of {', '.join(among)}")
     return {key: among[key] for key in keys}
+
+
+def missing_controls(methods: Mapping[str, Method]) -> list[str]:
+    """The controls of these students that are not among them."""
+    needed = dict.fromkeys(control for method in methods.values() for control in method.controls)
+    return [key for key in needed if key not in methods]

@@ -17,10 +17,11 @@ from uniego_utils.teachers.features import read_features, standardise
 from uniego_utils.training import predict
 
 EVALUATION_BATCH = 64
+Weights = dict[str, Tensor]  # a state dict
 PROXIES_CURE = "run notebook 02_proxy with teacher = each"
 
 
-def load_student(folder: Path, cure: str) -> dict[str, Tensor]:
+def load_student(folder: Path, cure: str) -> Weights:
     """Backbone weights of a finished student; otherwise an error with the cure."""
     return read_tensors(require_finished(folder, cure) / "model.safetensors")
 

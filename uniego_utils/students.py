@@ -18,11 +18,10 @@ from uniego_utils.experiment import Experiment
 from uniego_utils.methods import START, Method, choose
 from uniego_utils.objectives import ProxyDistillation
 from uniego_utils.runs import digest, finish_run, read_tensors, start_run, write_tensors
-from uniego_utils.sources import EVALUATION_BATCH, Sources, load_proxies, load_student
+from uniego_utils.sources import EVALUATION_BATCH, Sources, Weights, load_proxies, load_student
 from uniego_utils.training import Learner, Teach, autocast, fit, predict, score, write_history
 
 SPLITS = ("train", "val", "test")
-Weights = dict[str, Tensor]  # a state dict
 
 
 def train(

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from uniego_utils.experiment import Experiment
-from uniego_utils.sources import PROXIES_CURE, load_student
+from uniego_utils.sources import PROXIES_CURE, Weights, load_student
 from uniego_utils.training import score
 
-Weights = dict[str, Tensor]  # a state dict
 LEVELS = ("model", "layer", "parameter")  # what may share one alpha
 MODEL = "model"  # the only group where one alpha serves the whole model
 STEM = "stem"  # the layer of all that comes before the blocks
