@@ -123,24 +123,21 @@ def test_plain_papermill_from_another_folder(outputs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
 
 
-def test_papermill_with_an_unknown_parameter_is_refused(outputs, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("sede", "1", "unknown parameter sede; this notebook takes dataset, preset, seed"),
+        ("methods", "uniego", "parameter methods should be a list of str (list[str]), got 'uniego'"),
+    ],
+)
+def test_papermill_with_a_wrong_parameter_is_refused(outputs, tmp_path, name, value, message):
     command = ["-m", "papermill", PROJECT / "notebooks" / "04_spd.ipynb", "out.ipynb", "--no-progress-bar"]
-    parameters = ["-p", "preset", "smoke", "-p", "outputs", outputs, "-p", "sede", "1"]
+    parameters = ["-p", "preset", "smoke", "-p", "outputs", outputs, "-p", name, value]
     ended = subprocess.run(
         [sys.executable, *command, *parameters], cwd=tmp_path, capture_output=True, text=True
     )
     assert ended.returncode != 0
-    assert "unknown parameter sede; this notebook takes dataset, preset, seed" in ended.stderr
-
-
-def test_papermill_with_a_value_of_another_type_is_refused(outputs, tmp_path):
-    command = ["-m", "papermill", PROJECT / "notebooks" / "04_spd.ipynb", "out.ipynb", "--no-progress-bar"]
-    parameters = ["-p", "preset", "smoke", "-p", "outputs", outputs, "-p", "methods", "uniego"]
-    ended = subprocess.run(
-        [sys.executable, *command, *parameters], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert ended.returncode != 0
-    assert "parameter methods should be a list of str (list[str]), got 'uniego'" in ended.stderr
+    assert message in ended.stderr
 
 
 def test_snakemake_measures_what_it_runs(outputs):
