@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself, once: the stamp .venv/ready says that it is complete.
+# Every target but `help` sets up .venv by itself, once; the stamp .venv/ready says that it is complete.
 PYTHON ?= python3
 DATASET ?= mocap
 PRESET ?=
@@ -27,7 +27,7 @@ help:
 	@echo "                DATASET=$(DATASET) PRESET=$(PRESET) SEEDS=\"$(SEEDS)\" PROFILE=$(PROFILE) OUTPUTS=$(OUTPUTS)"
 	@echo "                for datasets on disk: DATA_ROOT=<videos and annotations> WEIGHTS=<folder of pretrained weights>"
 	@echo "                ALLOW_MISSING=<share of clips> SKELETONS=<pickle or folder>"
-	@echo "make study      the same with all ablations and analyses, for the seeds $(STUDY_SEEDS)"
+	@echo "make study      the same with all ablations and analyses, STUDY_SEEDS=\"$(STUDY_SEEDS)\""
 	@echo "make test       lint, then every test, then every notebook at a small size"
 	@echo "make browser    operate every interactive view in Chromium; pictures of them go to $(SCREENSHOTS)"
 	@echo "                BROWSER_OUTPUTS=<outputs made with the preset smoke, to begin with>"
@@ -51,7 +51,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
-# Not a part of `make test`: it needs a browser.
+# Not part of `make test`: it needs a browser.
 browser: .venv/browser
 	BROWSER_OUTPUTS='$(BROWSER_OUTPUTS)' SCREENSHOTS='$(SCREENSHOTS)' $(BIN)/python -m pytest tests/browser/live.py
 
