@@ -137,10 +137,10 @@ def _handed_on(
     A = A[..., None, :, :]
     starts = [start]
     if chunks > 1:
-        *_, (own, _) = _states(written, delta, B, A, torch.zeros_like(start)[..., None, :, :])
+        *_, (last, _) = _states(written, delta, B, A, torch.zeros_like(start)[..., None, :, :])
         reach = (delta.sum(-2)[..., None] * A).exp_()
         for chunk in range(chunks - 1):
-            starts.append(torch.addcmul(own[..., chunk, :, :], reach[..., chunk, :, :], starts[-1]))
+            starts.append(torch.addcmul(last[..., chunk, :, :], reach[..., chunk, :, :], starts[-1]))
     return (written, delta, B, C), A, torch.stack(starts, -3)
 
 
@@ -151,10 +151,10 @@ def _handed_back(
     ends, chunks = [handed], delta.shape[-3]
     if chunks > 1:
         nothing = torch.zeros_like(handed)[..., None, :, :]
-        *_, (_, _, own) = _gradients(upper, C, decays, nothing)
+        *_, (_, _, first) = _gradients(upper, C, decays, nothing)
         reach = (delta.sum(-2)[..., None] * A).exp_()
         for chunk in reversed(range(1, chunks)):
-            ends.append(torch.addcmul(own[..., chunk, :, :], reach[..., chunk, :, :], ends[-1]))
+            ends.append(torch.addcmul(first[..., chunk, :, :], reach[..., chunk, :, :], ends[-1]))
     return torch.stack(ends[::-1], -3)
 
 
