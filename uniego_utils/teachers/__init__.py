@@ -46,7 +46,7 @@ MODULES = {
     )
 }
 SPEED = ("frames_per_pass",)  # settings that change nothing but speed
-UNSEEN = ("label", "licence", "settings")  # fields of a teacher's card that do not change its features
+LEFT_OUT = ("label", "licence", "settings")  # fields of a teacher's card that do not change its features
 
 
 def plan(
@@ -58,7 +58,7 @@ def plan(
     weights: str = "",
     progress: bool = True,
 ) -> Job:
-    """What the teacher's module is told.
+    """The job of a teacher's module: its settings and what they apply to.
 
     The teacher's own settings lie over the preset's for its kind, and the preset's for its key over both.
 
@@ -113,7 +113,7 @@ def fit_teacher(job: Job, manifest: Manifest, folder: Path) -> nn.Module:
     module = MODULES[job.teacher.model]
     config = {
         "teacher": job.key,
-        **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
+        **{name: value for name, value in asdict(job.teacher).items() if name not in LEFT_OUT},
         "settings": asdict(job.settings),
         "video": asdict(job.preset.video),
         "manifest": manifest.digest,
@@ -137,7 +137,7 @@ def fingerprint(job: Job, model: nn.Module) -> dict:
     """All that a teacher's features depend on besides the clips: weights, preprocessing, libraries."""
     return {
         "teacher": job.key,
-        **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
+        **{name: value for name, value in asdict(job.teacher).items() if name not in LEFT_OUT},
         **MODULES[job.teacher.model].notes(job),
         "settings": {name: value for name, value in asdict(job.settings).items() if name not in SPEED},
         "span_s": job.preset.video.span_s,

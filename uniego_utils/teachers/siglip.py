@@ -127,8 +127,8 @@ class SigmoidObjective(nn.Module):
         text = self.text(captions)
         loss = sigmoid_loss(embeddings, text, self.log_scale.exp(), self.bias, same)
         best = (F.normalize(embeddings, dim=-1) @ F.normalize(text, dim=-1).T).argmax(1)
-        found = same.gather(1, best[:, None]).float().mean()
-        return {"loss": loss, "found": found.detach()}
+        matched = same.gather(1, best[:, None]).float().mean()
+        return {"loss": loss, "found": matched.detach()}
 
 
 def augment(batch: dict[str, Tensor], job: Job, generator: torch.Generator) -> dict[str, Tensor]:
