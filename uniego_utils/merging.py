@@ -284,7 +284,7 @@ def merge(
     Args:
         merges: of `MERGES`. `merged`, `layer` and `parameter` learn alpha on training clips; `average` is
             uniform; `best` is the proxy and `soup` the greedy soup of the highest validation accuracy;
-            `arithmetic` and `ties` go from the common start along the proxies' task vectors, as far as
+            `arithmetic` and `ties` go from the common start along the proxies' task vectors, to where
             validation NLL is lowest.
         proxies: key -> run folder; None: notebook 02's.
         folder: where the merges go; None: notebook 03's.

@@ -64,7 +64,7 @@ def as_html(draw: Callable[[], None]) -> str:
         try:
             draw()
             plt.show()
-        except Exception:  # shown as a cell would show it; the controls live on
+        except Exception:  # shown as a cell would show it; the controls keep working
             traceback.print_exc()
             plt.close("all")
     parts = [f"<pre>{html.escape(text)}</pre>" for text in (captured.stdout, captured.stderr) if text]

@@ -38,8 +38,8 @@ def selective_scan(
 
     Blocks of steps follow each other. Only inputs and a state a block are kept for the backward pass, which
     computes the states anew. Where a single step is too little work for the device, the block is cut into
-    chunks that run beside each other: first each from nothing, to learn what it hands on; then, from what it
-    is really handed, all at once.
+    chunks that run beside each other: first each from a zero state, to get the state that it hands on; then
+    all again from the states in which they really begin.
 
     Args:
         block: steps a block; None for as many as hold `BLOCK` numbers of state.

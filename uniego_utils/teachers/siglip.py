@@ -34,7 +34,7 @@ class Settings:
     text_width: int = 64
     text_depth: int = 1
     text_heads: int = 2
-    embedding: int = 64  # width of the space that both towers meet in
+    embedding: int = 64  # width of both towers' common space
     frames_per_clip: int = 4  # drawn per clip and epoch; their embeddings are averaged
     min_area: float = 0.7  # random crop in training, share of the picture's area
     jitter: float = 0.2
