@@ -94,8 +94,8 @@ def top_of_each(
         raise ValueError(f"{len(groups)} groups for {proxy_logits.shape[1]} proxies")
     selected = torch.zeros(proxy_logits.shape[:2], dtype=torch.bool)
     for group in dict.fromkeys(groups):
-        own = torch.tensor([name == group for name in groups])
-        selected[:, own] = select_proxies(proxy_logits[:, own], labels, k, ce_ceiling)
+        members = torch.tensor([name == group for name in groups])
+        selected[:, members] = select_proxies(proxy_logits[:, members], labels, k, ce_ceiling)
     return selected
 
 
@@ -105,7 +105,7 @@ def committee(logits: Tensor) -> Tensor:
 
 
 def select_by_consensus(logits: Tensor, k: int) -> Tensor:
-    """Equation 4 without labels: what the committee says stands for the label.
+    """Equation 4 without labels: the committee's most probable class takes the label's place.
 
     Args:
         logits: (clips, proxies, classes) of proxies on clips that they have not seen.
@@ -125,7 +125,7 @@ def random_proxies(clips: int, proxies: int, seed: int) -> Tensor:
 def describe_answers(
     logits: Mapping[str, Tensor], label: int, classes: Sequence[str], selected: Mapping[str, bool]
 ) -> pd.DataFrame:
-    """What each model says of one clip, for `plots.plot_verdicts`.
+    """Each model's answer on one clip, for `figures.plot_verdicts`.
 
     Args:
         logits: model -> (C,) of the clip.
@@ -163,7 +163,7 @@ def selected(candidates: Candidates, k: int = 0) -> Tensor:
 
 
 def everyone(candidates: Candidates) -> Tensor:
-    """All proxies alike, right or wrong."""
+    """Equal weights for all proxies, right or wrong."""
     return shares(torch.ones(candidates.logits.shape[:2]))
 
 
@@ -186,16 +186,16 @@ def selected_by_held_out_loss(candidates: Candidates) -> Tensor:
 
 
 def learned(candidates: Candidates) -> Tensor:
-    """Weights of a gate that has learned to foresee the held-out loss: the paper's future work."""
+    """Weights of a gate trained to predict the held-out loss: the paper's future work."""
     inputs = gate_inputs(candidates.logits, candidates.labels, candidates.start_features)
     return learn_gate(inputs, candidates.held_out, candidates.labels, candidates.halves, candidates.seed)
 
 
 def gate_inputs(logits: Tensor, labels: Tensor, student: Tensor) -> Tensor:
-    """What the gate sees of proxy r on clip i: (N, R, 3 + R + D).
+    """The gate's inputs for proxy r on clip i: (N, R, 3 + R + D).
 
-    Cross-entropy and entropy in nats, agreement (the cosine of the proxy's probabilities with the pool's
-    mean), which proxy it is, and the student's feature, standardised.
+    Cross-entropy and entropy in nats, agreement (the cosine of the proxy's probabilities with the
+    mean over all proxies), which proxy it is, and the student's feature, standardised.
 
     Args:
         logits: (N, R, C) of proxies in training.
@@ -205,11 +205,12 @@ def gate_inputs(logits: Tensor, labels: Tensor, student: Tensor) -> Tensor:
     probabilities = logits.softmax(-1)
     entropy = torch.special.entr(probabilities).sum(-1)
     agreement = F.cosine_similarity(probabilities, probabilities.mean(1, keepdim=True), dim=-1)
-    seen = torch.stack([proxy_cross_entropy(logits, labels), entropy, agreement], -1)
-    seen = (seen - seen.mean((0, 1))) / seen.std((0, 1), correction=0).clamp(min=1e-6)
+    measures = torch.stack([proxy_cross_entropy(logits, labels), entropy, agreement], -1)
+    spread = measures.std((0, 1), correction=0).clamp(min=1e-6)
+    measures = (measures - measures.mean((0, 1))) / spread
     student = (student - student.mean(0)) / student.std(0, correction=0).clamp(min=1e-6)
-    who = torch.eye(r).expand(n, r, r)
-    return torch.cat([seen, who, student.detach()[:, None].expand(n, r, -1)], -1)
+    identity = torch.eye(r).expand(n, r, r)
+    return torch.cat([measures, identity, student.detach()[:, None].expand(n, r, -1)], -1)
 
 
 def mixture_loss(weights: Tensor, held_out: Tensor, labels: Tensor) -> Tensor:
@@ -236,8 +237,8 @@ def learn_gate(
 ) -> Tensor:
     """Weights (N, R) of a small gate, trained against the held-out loss of the mixture it forms.
 
-    A clip's weights come from a gate that was trained on the other halves: it has seen no held-out loss of
-    these clips, and can only use what holds for others too.
+    A clip's weights come from a gate that was trained on the other halves, so no held-out loss of the clip
+    itself was used.
 
     Args:
         inputs: (N, R, F) from `gate_inputs`.

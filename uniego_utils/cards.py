@@ -22,7 +22,7 @@ CLASSES_FILE = "classes.json"  # beside the manifests, where the card names no c
 
 @dataclass(frozen=True)
 class TeacherCard:
-    """One teacher of the pool (paper, Table 1)."""
+    """One teacher (paper, Table 1)."""
 
     modality: str  # rgb | depth | skeleton
     viewpoint: str  # ego | exo: the stream it watches
@@ -85,7 +85,7 @@ class TrainConfig:
     grad_clip: float | None = None  # L2 norm over all parameters
     bf16: bool = False  # autocast the forward pass; weights stay float32
     compile: bool = False  # torch.compile the model
-    eval_every: int = 1  # epochs between looks at the validation split; the last epoch always has one
+    eval_every: int = 1  # epochs between evaluations on the validation split; the last is always evaluated
 
 
 @dataclass(frozen=True)

@@ -172,14 +172,14 @@ def sum_of_task_vectors(stacked: Weights, start: Weights) -> Weights:
 
     Source: Ilharco et al. 2023, arXiv:2212.04089.
     """
-    return {name: (pool - start[name].to(pool)).sum(0) for name, pool in stacked.items()}
+    return {name: (proxies - start[name].to(proxies)).sum(0) for name, proxies in stacked.items()}
 
 
 def ties_vector(stacked: Weights, start: Weights, kept: float = KEPT) -> Weights:
     """TIES: trim each task vector, elect a sign for every number, average those that have it.
 
     Of every theta_r - theta_0 the largest share `kept` stays (all of equal magnitude at the edge), the rest
-    is zero. A number's sign is that of the sum over proxies; where the sum is zero, nobody is elected and
+    is zero. A number's sign is that of the sum over proxies; where the sum is zero, no sign is elected and
     the result is zero. Zeros are not counted in the average.
 
     Args: as of `sum_of_task_vectors`.
@@ -188,12 +188,12 @@ def ties_vector(stacked: Weights, start: Weights, kept: float = KEPT) -> Weights
     """
     edges = []  # the smallest magnitude that stays, by proxy
     for r in range(len(next(iter(stacked.values())))):  # one vector at a time: it is as large as a model
-        vector = [(pool[r] - start[name].to(pool)).abs().flatten() for name, pool in stacked.items()]
+        vector = [(proxies[r] - start[name].to(proxies)).abs().flatten() for name, proxies in stacked.items()]
         sizes = torch.cat(vector)
         edges.append(sizes.kthvalue(len(sizes) - max(1, int(kept * len(sizes))) + 1).values)
     merged = {}
-    for name, pool in stacked.items():
-        vectors = pool - start[name].to(pool)
+    for name, proxies in stacked.items():
+        vectors = proxies - start[name].to(proxies)
         edge = torch.stack(edges).view(-1, *[1] * (vectors.ndim - 1))
         trimmed = vectors.where(vectors.abs() >= edge, 0)
         agreeing = trimmed.where(trimmed.sign() == trimmed.sum(0).sign(), 0)
@@ -284,7 +284,7 @@ def merge(
     Args:
         merges: of `MERGES`. `merged`, `layer` and `parameter` learn alpha on training clips; `average` is
             uniform; `best` is the proxy and `soup` the greedy soup of the highest validation accuracy;
-            `arithmetic` and `ties` go from the common start along the proxies' task vectors, as far as
+            `arithmetic` and `ties` go from the common start along the proxies' task vectors, to where
             validation NLL is lowest.
         proxies: key -> run folder; None: notebook 02's.
         folder: where the merges go; None: notebook 03's.

@@ -103,13 +103,13 @@ class TeacherDistillation(Classification):
 
     @classmethod
     def create(cls, sources: "Sources", method: "Method", width: int) -> Self:
-        """See `Classification.create`."""
+        """The objective of a student of the register, as `Classification.create`."""
         card, recipe = method.changed(sources.experiment.method), sources.experiment.recipe
         targets = sources.teacher_features(method.sources)
         return cls(targets, width, card, recipe, sources.label_smoothing(method))
 
     def describe(self) -> dict:
-        """See `Classification.describe`."""
+        """What decides the loss, as `Classification.describe`."""
         targets = {key: getattr(self, f"targets_{key}") for key in self.keys}
         return {
             "lambda_feat": self.method.lambda_feat,
@@ -152,11 +152,11 @@ class ProxyDistillation(Classification):
     Args:
         features: (N, R, D) proxies' stored features of the train split, D the student's width.
         logits: (N, R, C) proxies' stored logits.
-        weights: (N, R) of `spd` or `reliability`: each row sums to one, or is zero for a clip that learns
+        weights: (N, R) of a rule of `candidates`: each row sums to one, or is zero for a clip that learns
             from its label alone. Selected proxies of equation 5 have 1/|S_i|.
 
-    Where a batch has `proxy_features` (B, R, D) and `proxy_logits` (B, R, C), the proxies have looked at the
-    student's own view of the clips, and these replace the stored ones.
+    Where a batch has `proxy_features` (B, R, D) and `proxy_logits` (B, R, C), these are the proxies' outputs
+    on the augmented view that the student gets, and they replace the stored ones.
 
     Raises:
         ValueError: shapes that do not describe the same clips, outputs that are not finite, or weights that
@@ -199,14 +199,20 @@ class ProxyDistillation(Classification):
 
     @classmethod
     def create(cls, sources: "Sources", method: "Method", width: int) -> Self:
-        """See `Classification.create`."""
-        known, experiment = sources.candidates(method.sources), sources.experiment
-        weights, card = method.weights(known), method.changed(experiment.method)
-        smoothing = sources.label_smoothing(method)
-        return cls(known.features, known.logits, weights, known.labels, card, experiment.recipe, smoothing)
+        """The objective of a student of the register, as `Classification.create`."""
+        candidates, experiment = sources.candidates(method.sources), sources.experiment
+        return cls(
+            candidates.features,
+            candidates.logits,
+            method.weights(candidates),
+            candidates.labels,
+            method.changed(experiment.method),
+            experiment.recipe,
+            sources.label_smoothing(method),
+        )
 
     def describe(self) -> dict:
-        """See `Classification.describe`."""
+        """What decides the loss, as `Classification.describe`."""
         outputs = self.proxy_features.numpy().tobytes() + self.proxy_logits.numpy().tobytes()
         return {
             "objective": type(self).__name__,
@@ -232,8 +238,8 @@ class ProxyDistillation(Classification):
         rows, labels = batch["rows"], batch["labels"]
         weights = self.weights[rows]
         if self.recipe.spd_better_than_student:
-            own = F.cross_entropy(logits.detach(), labels, reduction="none")
-            weights = shares(weights * (self.proxy_loss[rows] < own[:, None]))
+            student_loss = F.cross_entropy(logits.detach(), labels, reduction="none")
+            weights = shares(weights * (self.proxy_loss[rows] < student_loss[:, None]))
 
         proxy_features = batch["proxy_features"] if "proxy_features" in batch else self.proxy_features[rows]
         student = self.project(features)[:, None].expand_as(proxy_features)
@@ -241,9 +247,9 @@ class ProxyDistillation(Classification):
 
         tau = self.method.tau
         proxy_logits = batch["proxy_logits"] if "proxy_logits" in batch else self.proxy_logits[rows]
-        proxy = F.log_softmax(proxy_logits / tau, -1)
-        own = F.log_softmax(logits / tau, -1)[:, None].expand_as(proxy)
-        divergence = F.kl_div(own, proxy, reduction="none", log_target=True).sum(-1) * tau**2
+        log_p = F.log_softmax(proxy_logits / tau, -1)
+        log_q = F.log_softmax(logits / tau, -1)[:, None].expand_as(log_p)
+        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) * tau**2
         return weights, match, divergence
 
     def count(self, distilled: Tensor) -> Tensor | int:

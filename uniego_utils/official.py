@@ -40,7 +40,7 @@ from uniego_utils.unpickle import read_checkpoint
 
 BACKBONE = "timesformer"  # the only one with an official layout
 PROJECTION = re.compile(r"(?:model\.)?proj_layer(?:s\.(\w+))?\.(weight|bias)")
-OWN_PROJECTION = re.compile(r"project\.(?:(\w+)\.)?(weight|bias)")
+STORED_PROJECTION = re.compile(r"project\.(?:(\w+)\.)?(weight|bias)")
 
 Tensors = dict[str, Tensor]
 
@@ -48,7 +48,7 @@ Tensors = dict[str, Tensor]
 def read_official(path: Path) -> tuple[Tensors, Tensors]:
     """Weights of an official checkpoint.
 
-    Whether they fit a model is seen when they are loaded into one (`import_student`).
+    Whether they fit a model is checked when they are loaded into one (`import_student`).
 
     Returns:
         The backbone's, in our names; and its projection's: `weight` (D, width) and `bias` (D,),
@@ -135,8 +135,8 @@ def import_student(experiment: Experiment, path: Path, folder: Path) -> dict[str
         return read_metrics(folder)
     clips = {split: experiment.clips(split) for split in SPLITS}
     if projection:
-        own = {f"project.{key}": value for key, value in projection.items()}
-        write_tensors(folder / "objective.safetensors", own)
+        tensors = {f"project.{key}": value for key, value in projection.items()}
+        write_tensors(folder / "objective.safetensors", tensors)
     write_history(folder, [])  # it was not trained here
     return finish_student(folder, Learner(model, Classification()), clips, experiment.device, bf16)
 
@@ -158,10 +158,10 @@ def export_student(folder: Path, path: Path) -> None:
     _require_timesformer(config.get("backbone", [BACKBONE])[0], str(folder))  # a merge does not record it
     weights, projection = load_student(folder, cure), {}
     if (objective := folder / "objective.safetensors").is_file():
-        own = read_tensors(objective)
-        projection = _student_projection(own, config.get("recipe"))
+        stored = read_tensors(objective)
+        projection = _student_projection(stored, config.get("recipe"))
         if not projection:
-            print(f"{folder.name}: left out {', '.join(own)}, for which the official layout has no place")
+            print(f"{folder.name}: left out {', '.join(stored)}, for which the official layout has no place")
     write_official(path, weights, projection)
     if not is_official_size(weights):
         print(f"{folder.name}: no B/16, so {path} is for this suite alone; the official code would skip it")
@@ -177,10 +177,10 @@ def _parse(state: Mapping[str, Tensor], path: Path) -> tuple[Tensors, Tensors]:
             fault = "has values that are not finite" if isinstance(value, Tensor) else "is no tensor"
             raise ValueError(f"{path}: {entry} {fault}; download it again")
         entry_name = str(entry).removeprefix(wrapper)
-        if found := PROJECTION.fullmatch(entry_name):
-            into, name = projection, ".".join(filter(None, found.groups()))
+        if match := PROJECTION.fullmatch(entry_name):
+            into, name = projection, ".".join(filter(None, match.groups()))
         else:
-            into, name = weights, _own_name(entry_name)
+            into, name = weights, _suite_name(entry_name)
         if name is None or name in into:
             raise ValueError(f"{path}: {entry} is left over; the official layout has no such entry")
         into[name] = value
@@ -197,24 +197,24 @@ def _parse(state: Mapping[str, Tensor], path: Path) -> tuple[Tensors, Tensors]:
     return weights, projection
 
 
-def _own_name(entry: str) -> str | None:
+def _suite_name(entry: str) -> str | None:
     """Our name of an official backbone entry; None if the official layout has no such entry."""
-    found = re.fullmatch(r"model\.(.+)", entry)
-    name = name_from_official(found[1]) if found else ""
-    return name if found and official_name(name) == found[1] else None
+    match = re.fullmatch(r"model\.(.+)", entry)
+    name = name_from_official(match[1]) if match else ""
+    return name if match and official_name(name) == match[1] else None
 
 
-def _student_projection(own: Tensors, recipe: str | None) -> Tensors:
+def _student_projection(stored: Tensors, recipe: str | None) -> Tensors:
     """Of an objective's tensors, the projection that an official checkpoint has; nothing if it has none."""
-    found = [OWN_PROJECTION.fullmatch(name) for name in own]
-    if not all(found):
+    matches = [STORED_PROJECTION.fullmatch(name) for name in stored]
+    if not all(matches):
         return {}
-    teachers = {match[1] for match in found}
+    teachers = {match[1] for match in matches}
     if teachers != {None} and recipe is not None and recipe_called(recipe).projects_teacher:
         return {}
     if len(teachers) == 1:  # its only teacher's name is not in the official file
-        return {match[2]: own[match[0]] for match in found}
-    return {match[0].removeprefix("project."): own[match[0]] for match in found}
+        return {match[2]: stored[match[0]] for match in matches}
+    return {match[0].removeprefix("project."): stored[match[0]] for match in matches}
 
 
 def _require_timesformer(backbone: str, where: str) -> None:

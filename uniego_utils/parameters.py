@@ -1,4 +1,4 @@
-"""A notebook's parameters: which names it takes, of which types, and what is said about any other.
+"""A notebook's parameters: which names it takes, of which types, and the errors about any others.
 
 The cell tagged `parameters` declares each as `name: type = literal`. papermill, the runner and JupyterLab set
 them in different ways, so the values are checked where the notebook opens its experiment, and the runner
@@ -95,7 +95,7 @@ def unknown_parameters(names: Mapping[str, object], declared: Mapping[str, str])
 
 def _declaring(annotated: list[dict[str, str]]) -> int | None:
     """The place of the last cell that declares a notebook's parameters."""
-    return max((place for place, found in enumerate(annotated) if found.keys() >= REQUIRED), default=None)
+    return max((place for place, types in enumerate(annotated) if types.keys() >= REQUIRED), default=None)
 
 
 def _assigned(source: str) -> set[str]:

@@ -12,7 +12,7 @@ from uniego_utils.students import train
 
 
 def student_names(teacher: str, teachers: Iterable[str]) -> list[str]:
-    """The students that the notebook parameter `teacher` asks for; an unknown one is an error."""
+    """The students that the notebook parameter `teacher` names; an unknown one is an error."""
     students = [*teachers, EGO, NAIVE]
     if teacher == EACH:
         return students
@@ -22,7 +22,7 @@ def student_names(teacher: str, teachers: Iterable[str]) -> list[str]:
 
 
 def train_proxies(experiment: Experiment, teacher: str) -> Path:
-    """Train the students that `teacher` asks for (a key, `ego`, `naive` or `each`) in one pass over the data.
+    """Train the students that `teacher` names (a key, `ego`, `naive` or `each`) in one pass over the data.
 
     Returns:
         The folder that holds one run folder per student.

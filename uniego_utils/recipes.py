@@ -2,8 +2,8 @@
 
 A third, `measured`, is the paper's text but for two readings that validation clips of the embedded
 benchmark decided: the student is projected, since its proxies then had the lower loss, whereas a trained
-projection on the teacher's side can lower the distance by giving the teacher up (notebook 15); and proxies'
-outputs are stored, since watching every view taught no better at four times the cost.
+projection on the teacher's side can lower the distance by discarding the teacher's feature (notebook 15);
+and proxies' outputs are stored, since running them on every view was no better at four times the cost.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ class Recipe:
     spd_projection: bool  # Level II: a further linear layer on the student before the cosine
     spd_better_than_student: bool  # distil only from proxies whose cross-entropy is below the student's own
     spd_ce_ceiling: float | None  # a proxy with a higher cross-entropy is no candidate
-    spd_live_targets: bool  # Level II: proxies look at the student's view, or once at the centre crop
+    spd_live_targets: bool  # Level II: proxies run on every view of the student, or once on the centre crop
     spd_average_all: bool  # average over all clips of a batch (equation 6), or over the distilled ones
     merge_lr: float | None  # Adam's rate for the merge; None: the card's
     merge_weight_decay: float | None

@@ -71,7 +71,7 @@ def load_proxies(experiment: Experiment, proxies: Iterable[Path]) -> list[nn.Mod
 
 @dataclass(frozen=True)
 class Sources:
-    """Whom the students of a pass may learn from. Everything is read when it is first asked for, once.
+    """What the students of a pass may learn from. Each part is read once, when it is first needed.
 
     The clips are the N of the train split and, with `unlabelled`, the M of that split behind them.
     """

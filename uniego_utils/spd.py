@@ -1,4 +1,4 @@
-"""Level II: Selective Proxy Distillation, watched while it trains (paper, section 3.2, equations 4-6).
+"""Level II: Selective Proxy Distillation, recorded while it trains (paper, section 3.2, equations 4-6).
 
 The selection is `candidates.select_proxies`, the loss `objectives.ProxyDistillation`; students are trained by
 `students.train`. Here the selection is made anew on every view that UNIEGO sees.
@@ -32,9 +32,9 @@ class SelectionLogger(ProxyDistillation):
 
     @classmethod
     def create(cls, sources: Sources, method: Method, width: int) -> Self:
-        """See `Classification.create`."""
-        logger, known = super().create(sources, method, width), sources.candidates(method.sources)
-        logger.log(sources.experiment.preset.spd.epochs, known.k, known.ce_ceiling)
+        """The objective of a student of the register, as `Classification.create`."""
+        logger, candidates = super().create(sources, method, width), sources.candidates(method.sources)
+        logger.log(sources.experiment.preset.spd.epochs, candidates.k, candidates.ce_ceiling)
         return logger
 
     def log(self, epochs: int, k: int, ce_ceiling: float | None) -> None:
@@ -45,7 +45,7 @@ class SelectionLogger(ProxyDistillation):
         self.register_buffer("views", torch.zeros(len(self.weights), dtype=torch.long))  # of each clip so far
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """See the module `objectives`."""
+        """The losses of a batch, as `ProxyDistillation`; records who is selected on it."""
         rows, labels, proxies = batch["rows"], batch["labels"], batch["proxy_logits"]
         student = F.cross_entropy(logits.detach(), labels, reduction="none")
         selected = select_proxies(proxies, labels, self.k, self.ce_ceiling)

@@ -26,9 +26,9 @@ Teach = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # a batch -> the batch
 class Learner:
     """What `fit` trains: it makes losses of a batch, and gradients of the losses.
 
-    As it stands, a student: `model` makes features and logits of the batch's `clips`, `objective` losses of
-    these and the batch. A learner of another kind overrides `losses`. What a batch holds besides `rows` is
-    between the learner and its data.
+    This class trains a student: `model` makes features and logits of the batch's `clips`, `objective` losses
+    of these and the batch. A learner of another kind overrides `losses`. Besides `rows`, a batch holds what
+    `losses` reads.
     """
 
     model: nn.Module
@@ -85,7 +85,7 @@ class Learner:
         return self.modules.state_dict()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors()` gave."""
+        """Restore what `tensors()` gave."""
         self.modules.load_state_dict(tensors)
 
 
@@ -277,5 +277,5 @@ def read_history(folder: Path) -> list[dict]:
 
 def read_metrics(folder: Path) -> dict:
     """The numbers of a finished run. Raises FileNotFoundError that says what to run where there is none."""
-    cure = f"run notebook {folder.parents[1].name} with the parameters that its name tells"
+    cure = f"run notebook {folder.parents[1].name} with the parameters that its folder's name gives"
     return read_json(require_finished(folder, cure) / "metrics.json")

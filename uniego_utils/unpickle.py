@@ -111,5 +111,5 @@ class _ArrayUnpickler(pickle.Unpickler):
         """What `module.name` stands for; numpy 1 and Python 2 called some modules otherwise."""
         place = module.replace("numpy.core.", "numpy._core.").replace("__builtin__", "builtins")
         if (place, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")  # in torch's words
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")  # worded as torch does
         return ALLOWED[place, name]

@@ -3,8 +3,9 @@
 The proxies lie in one state dict whose tensors have a leading axis R (`stack_proxies`). So a blend and its
 gradient are one matrix-vector product a tensor, and no other copy of the proxies is held.
 
-BatchNorm's running statistics are no weights, and a blend of the proxies' is not the blended model's. They
-are measured on training clips, so that the loss at a point is a function of the weights alone.
+BatchNorm's running statistics are not weights, and a blend of the proxies' statistics is not what the blended
+model would have. They are measured on training clips, so that the loss at a point is a function of the
+weights alone.
 """
 
 import math
@@ -73,11 +74,11 @@ def load_blend(
         alpha: group -> (R,).
         groups: entry of the state dict -> its group, of `group_weights`.
     """
-    for name, pool in stacked.items():
-        if pool.is_floating_point():
-            state[name].copy_(torch.tensordot(alpha[groups[name]].to(pool), pool, 1))
+    for name, proxies in stacked.items():
+        if proxies.is_floating_point():
+            state[name].copy_(torch.tensordot(alpha[groups[name]].to(proxies), proxies, 1))
         else:
-            state[name].copy_(pool[0])
+            state[name].copy_(proxies[0])
 
 
 def mixture(names: Sequence[str], shares: Mapping[str, float]) -> Tensor:
@@ -194,7 +195,7 @@ class WeightSpace:
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
-        """Take these parameters, with statistics measured anew."""
+        """Load these parameters and measure running statistics for them."""
         for name, parameter in self.model.named_parameters():
             parameter.copy_(weights[name])
         self.measure_statistics()

@@ -100,8 +100,8 @@ def known_points(card: Card, proxies: Mapping[str, Path], merges: Mapping[str, P
 def quadratic_surrogate(points: pd.DataFrame, keys: Sequence[str]) -> Predict:
     """Scores as a quadratic of alpha that is exact at the corners, fitted by ridge regression.
 
-    score(alpha) = sum_r alpha_r s_r + sum_{i<j} (c + c_ij) alpha_i alpha_j: between the corners' own scores
-    s_r lies a straight line, and the products bend it. c, the bend that all pairs share, is nearly free; the
+    score(alpha) = sum_r alpha_r s_r + sum_{i<j} (c + c_ij) alpha_i alpha_j: between the corners' scores s_r
+    lies a straight line, and the products bend it. c, the bend that all pairs share, is nearly free; the
     pairs' own c_ij are held back by a penalty chosen by leaving one point out.
 
     Args:
@@ -117,9 +117,9 @@ def quadratic_surrogate(points: pd.DataFrame, keys: Sequence[str]) -> Predict:
         raise ValueError("every proxy's own scores are needed to draw the map between them")
     if corner.all():
         raise ValueError("no blend was measured; give at least one point between the proxies")
-    own = np.empty((len(keys), len(SCORES)))
-    own[alphas[corner].argmax(1)] = scores[corner]
-    rest = scores[~corner] - alphas[~corner] @ own
+    corner_scores = np.empty((len(keys), len(SCORES)))
+    corner_scores[alphas[corner].argmax(1)] = scores[corner]
+    rest = scores[~corner] - alphas[~corner] @ corner_scores
     # RidgeCV leaves points out, so it needs two
     penalties = PENALTIES if len(rest) > 1 else PENALTIES[:1]
     bend = [
@@ -128,7 +128,7 @@ def quadratic_surrogate(points: pd.DataFrame, keys: Sequence[str]) -> Predict:
 
     def predict(blends: np.ndarray) -> pd.DataFrame:
         bent = np.stack([model.predict(_products(blends)) for model in bend], 1)
-        return pd.DataFrame(blends @ own + bent, columns=list(SCORES))
+        return pd.DataFrame(blends @ corner_scores + bent, columns=list(SCORES))
 
     return predict
 
@@ -169,16 +169,16 @@ def proxies_logits(experiment: Experiment) -> tuple[Tensor, Tensor]:
 def leave_one_out(
     points: pd.DataFrame, keys: Sequence[str], fit: Callable[[pd.DataFrame], Predict]
 ) -> pd.DataFrame:
-    """What a surrogate says of each measured blend when it hasn't seen it; `points` as for a surrogate.
+    """A surrogate's prediction for each measured blend, fitted on the other `points`.
 
     Returns:
         `SCORES` of the points that are no corners, indexed as in `points`.
     """
     inner = points.index[points[list(keys)].max(axis=1) < 1]
-    said = [fit(points.drop(place))(points.loc[[place], list(keys)].to_numpy()) for place in inner]
-    return pd.concat(said).set_axis(inner)
+    predictions = [fit(points.drop(place))(points.loc[[place], list(keys)].to_numpy()) for place in inner]
+    return pd.concat(predictions).set_axis(inner)
 
 
-def typical_error(said: pd.DataFrame, points: pd.DataFrame) -> pd.Series:
-    """Root of the mean squared difference of each score between what was said and what was measured."""
-    return ((said - points.loc[said.index, list(SCORES)]) ** 2).mean() ** 0.5
+def typical_error(predictions: pd.DataFrame, points: pd.DataFrame) -> pd.Series:
+    """Root of the mean squared difference of each score between predicted and measured."""
+    return ((predictions - points.loc[predictions.index, list(SCORES)]) ** 2).mean() ** 0.5

@@ -1,5 +1,5 @@
 """Do distillation and classification pull the shared weights in opposite directions? (Paper, section 5,
-Figures 4 and 5.) And rivals of their plain sum, which remove what conflicts.
+Figures 4 and 5.) And alternatives to their plain sum, which remove the conflict.
 
 The shared weights are the backbone's without its classifier, which features never reach.
 """
@@ -75,17 +75,17 @@ def gramians(
         gradients: per loss, parameter -> gradient; None where the loss does not reach it.
         layers: of `shared_layers`; other parameters are left out.
     """
-    found: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        own = [each[name] for each in gradients]
-        some = next((gradient for gradient in own if gradient is not None), None)
+        per_loss = [each[name] for each in gradients]
+        some = next((gradient for gradient in per_loss if gradient is not None), None)
         if some is None:
             continue
-        rows = torch.stack([torch.zeros_like(some) if row is None else row for row in own]).flatten(1)
+        rows = torch.stack([torch.zeros_like(some) if row is None else row for row in per_loss]).flatten(1)
         products = (rows @ rows.T).double()
         for group in (SHARED, layer):
-            found[group] = found.get(group, 0) + products
-    return found
+            sums[group] = sums.get(group, 0) + products
+    return sums
 
 
 def cosines(gramian: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def step_weights(name: str, gramian: Tensor) -> Tensor:
 
 @dataclass(kw_only=True)
 class PerLossLearner(Learner):
-    """A learner with one backward pass per loss: it measures how their gradients lie to each other.
+    """A learner with one backward pass per loss: it measures the cosines between their gradients.
 
     On a measured batch, the classification part and the distillation part have a backward pass each, and the
     optimiser gets the sum of both gradients, so nothing is computed twice. Other batches have the usual one.
@@ -147,15 +147,15 @@ class PerLossLearner(Learner):
         super().__post_init__()
         if self.every < 1 or self.sources_every < 0:
             raise ValueError(
-                f"looks every {self.every} batches, at sources every {self.sources_every}: at least 1 and 0"
+                f"every is {self.every} and sources_every {self.sources_every}; they must be at least 1 and 0"
             )
         if self.combine not in (SUM, *RIVALS):
             raise ValueError(f"unknown rival {self.combine!r}; choose of {', '.join((SUM, *RIVALS))}")
         if self.sources_every and self.combine != SUM:
-            raise ValueError("each source is looked at where gradients are summed; set sources_every = 0")
+            raise ValueError("single sources are measured only with the plain sum; set sources_every = 0")
 
     def prepare(self, device: torch.device, config: TrainConfig) -> None:
-        """See `Learner`; not compiled, for a compiled graph takes one backward pass."""
+        """As `Learner.prepare`, but never compiled: a compiled graph takes one backward pass only."""
         super().prepare(device, replace(config, compile=False))
 
     def describe(self) -> dict:
@@ -168,7 +168,7 @@ class PerLossLearner(Learner):
         }
 
     def backward(self, batch: dict[str, Tensor], together: int) -> Losses:
-        """See `Learner`."""
+        """Add the step's gradients as `Learner.backward` does, and measure those of a measured batch."""
         number, self.batches = self.batches, self.batches + 1
         each = self.sources_every > 0 and number % self.sources_every == 0
         measured = number % self.every == 0
@@ -256,7 +256,7 @@ class PerLossLearner(Learner):
 def clip_cosines(classification: Tensor, distillation: Tensor, features: Tensor) -> Tensor | None:
     """The cosine of both parts' gradients on each clip's feature, (B,); NaN where one is zero.
 
-    None where the classifier did not get these very features, as under autocast.
+    None where the classifier did not get exactly these features, as under autocast.
     """
     pulls = [
         torch.autograd.grad(part, features, retain_graph=True, allow_unused=True)[0]
@@ -279,23 +279,23 @@ def conflict_table(histories: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
         histories: method -> its epochs' records, trained by `PerLossLearner`.
     """
     rows = [
-        {"method": method, "epoch": record["epoch"], "group": group, **found}
+        {"method": method, "epoch": record["epoch"], "group": group, **measures}
         for method, records in histories.items()
         for record in records
-        for group, found in record.get("gradients", {}).items()
+        for group, measures in record.get("gradients", {}).items()
     ]
     return pd.DataFrame(rows, columns=["method", "epoch", "group", "rate", "cosine", "counted"])
 
 
 def source_table(histories: Mapping[str, Sequence[dict]], names: Sequence[str]) -> pd.DataFrame:
-    """How sources' gradients lie to classification's and to each other's, over all epochs.
+    """Cosines of sources' gradients with classification's and with each other's, over all epochs.
 
     Args:
         histories: method -> its epochs' records, trained with `sources_every` above 0; others are left out.
         names: R sources, in their objective's order.
 
     Returns:
-        Columns method, source, other, rate, cosine, batches; a row a pair that was ever seen together.
+        Columns method, source, other, rate, cosine, batches; a row for each pair that occurred in one batch.
     """
     everyone, rows = [CLASSIFICATION, *names], []
     for method, records in histories.items():

@@ -108,7 +108,7 @@ def above_chord(lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_lines(lines: pd.DataFrame, split: str = "train") -> pd.DataFrame:
-    """How each line lies to the chord between its ends.
+    """Each line's height above the chord between its ends.
 
     Returns:
         A row a line: one, other; `barrier`, the loss's greatest height above the chord, at most 0 if it
@@ -135,7 +135,7 @@ def describe_lines(lines: pd.DataFrame, split: str = "train") -> pd.DataFrame:
 def evaluate_mixtures(
     space: WeightSpace, ends: Mapping[str, dict], mixtures: Mapping[str, Mapping[str, float]]
 ) -> pd.DataFrame:
-    """The losses at convex combinations of the proxies, beside what equation 3 allows them.
+    """The losses at convex combinations of the proxies, beside the upper bound of equation 3.
 
     Args:
         ends: proxy -> its `evaluate_weights`.
@@ -205,8 +205,8 @@ def distances(stacked: Weights, parameters: Sequence[str]) -> np.ndarray:
     """Euclidean distances between the R points over the named parameters, (R, R)."""
     squares = 0.0
     for name in parameters:
-        pool = stacked[name].flatten(1).double()
-        squares = squares + torch.cdist(pool, pool, compute_mode="donot_use_mm_for_euclid_dist").square()
+        points = stacked[name].flatten(1).double()
+        squares = squares + torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
     return squares.sqrt().cpu().numpy()
 
 
@@ -273,7 +273,7 @@ def evaluate_plane(
     Returns:
         A row a place: x, y, corner (0, 1, 2; -1 for the grid's) and the columns of `evaluate_weights`.
     """
-    three = {name: pool[list(corners)] for name, pool in space.stacked.items()}
+    three = {name: proxies[list(corners)] for name, proxies in space.stacked.items()}
     space = replace(space, names=[space.names[place] for place in corners], stacked=three)
     xs, ys = plane.grid(count, margin)
     rows = [

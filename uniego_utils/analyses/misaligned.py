@@ -1,4 +1,4 @@
-"""Teachers that mislead: how much of a pool may be wrong before each way of learning from it breaks.
+"""Teachers that mislead: how many may be wrong before each way of learning from teachers breaks.
 
 A misaligned teacher is a real one whose features belong to other clips, as after a synchronisation fault or a
 wrong file order: it looks healthy by itself and says nothing about the clip. Beyond the paper.

@@ -1,9 +1,9 @@
 """Reliability that is not memorised: whom to trust on a clip, judged on clips that a proxy has not seen.
 
-The paper scores a proxy by its cross-entropy on its training clips (section 3.2). A proxy knows these by
-heart, so the score may name the most overfitted one. Here proxies are judged by cross-fitting: each half of
-the training clips is scored by proxies trained on the other half. `candidates.learned` is the paper's future
-work, learned selection: a gate that foresees this held-out judgement from what is known in training.
+The paper scores a proxy by its cross-entropy on its training clips (section 3.2). A proxy may have
+memorised these, so the score may name the most overfitted one. Here proxies are judged by cross-fitting: each
+half of the training clips is scored by proxies trained on the other half. `candidates.learned` is the paper's
+future work, learned selection: a gate that predicts this held-out judgement from what is known in training.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

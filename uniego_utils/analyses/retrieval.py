@@ -1,4 +1,4 @@
-"""Are features good without a classifier? Every clip asks all others for clips of its class."""
+"""Are features good without a classifier? Every clip is a query for the other clips of its class."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +32,8 @@ def retrieval_metrics(
     Args:
         features: (n, d), a row a clip.
         labels: (n,) numbers or names.
-        takes: (n,) numbers or names; clips of the query's own take are left out, for neighbours in time are
-            alike to anybody. None: only the query itself is left out.
+        takes: (n,) numbers or names; clips of the query's own take are left out, because neighbours in
+            time look alike whatever the features. None: only the query itself is left out.
         device: where similarities are computed.
 
     Returns:
@@ -158,16 +158,16 @@ def _score(alike: Tensor, ordered: Tensor, matches: slice, order: Tensor) -> Ten
         order: (n,) where each clip stands in the manifest.
     """
     clips = alike.shape[1]
-    known = alike[:, matches].contiguous()
-    known = _sort_rows(known, torch.empty_like(known))
+    of_matches = alike[:, matches].contiguous()
+    of_matches = _sort_rows(of_matches, torch.empty_like(of_matches))
     # of each match: how many clips, and how many matches, are at least as similar
-    among_all = clips - torch.searchsorted(ordered, known)
-    among_matches = known.shape[1] - torch.searchsorted(known, known)
-    counted = known > -torch.inf
+    among_all = clips - torch.searchsorted(ordered, of_matches)
+    among_matches = of_matches.shape[1] - torch.searchsorted(of_matches, of_matches)
+    counted = of_matches > -torch.inf
     precision = (among_matches.double() / among_all).where(counted, 0.0)
     average = precision.sum(1) / counted.sum(1)  # 0 / 0 is NaN: no match
 
-    best = known[:, -1:].contiguous()
+    best = of_matches[:, -1:].contiguous()
     nearer = clips - torch.searchsorted(ordered, best, right=True)
     first = (nearer.squeeze(1) + 1).double()
     tied = (among_all[:, -1:] - nearer > among_matches[:, -1:]).squeeze(1)  # with clips of other labels
@@ -186,8 +186,8 @@ def _sort_rows(values: Tensor, out: Tensor) -> Tensor:
     if values.device.type != "cpu":
         return out.copy_(values.sort(dim=1).values)
     parts = out.copy_(values).chunk(torch.get_num_threads())
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(lambda part: part.numpy().sort(axis=1), parts))  # a list raises what a thread raised
+    with ThreadPoolExecutor(len(parts)) as threads:
+        list(threads.map(lambda part: part.numpy().sort(axis=1), parts))  # a list raises what a thread raised
     return out
 
 

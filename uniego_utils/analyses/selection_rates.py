@@ -1,4 +1,4 @@
-"""Who is selected, for which class, how surely and for how long (the paper's Figure 6, Tables 11 and 12).
+"""Who is selected, for which class, how clearly and for how long (the paper's Figure 6, Tables 11 and 12).
 
 The selection is `candidates.select_proxies`; `spd.follow_selection` makes it again while UNIEGO learns.
 """

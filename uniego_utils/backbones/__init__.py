@@ -1,9 +1,10 @@
-"""Video encoders. Each is a module of its own that knows its layers' names; nothing else does.
+"""Video encoders. Each is one module, and no other module refers to its layers by name.
 
 A backbone is a module with two functions:
 
     build(num_classes, num_frames, image_size, size)
-        The network with random weights, `size` being a name of its own. Raises ValueError for another size.
+        The network with random weights; the backbone defines which names `size` may have. Raises ValueError
+        for another size.
     pretrained_start(model, weights)
         Give what `build` built its published weights, in place: from the local file or folder `weights`, or
         from the hub where that is "" (`pretrained.locate_weights` finds them, `read_weights` reads them).
@@ -52,8 +53,8 @@ def create_backbone(
         num_classes: C, length of the logits.
         num_frames: T, frames per clip.
         image_size: H = W in pixels.
-        size: one of the backbone's own; of `timesformer` `tiny` (the embedded presets) or `base` (the paper's
-            B/16).
+        size: a name that the backbone defines; of `timesformer` `tiny` (the embedded presets) or `base` (the
+            paper's B/16).
 
     Returns:
         A module: clips (B, 3, T, H, W) -> (features (B, D), logits (B, C)), with D as `feature_width` and the

@@ -32,7 +32,8 @@ def find_weights(name: str, weights: str) -> Path | None:
             checkpoint's folder, or a file with one of `SUFFIXES` (tried in that order).
 
     Raises:
-        FileNotFoundError: no such path, or nothing in the folder fits; says what is there and what would.
+        FileNotFoundError: no such path, or nothing in the folder fits; says what is there and what is
+            expected.
     """
     if not weights:
         return None
@@ -63,7 +64,7 @@ def locate_weights(
     The hub's files are downloaded once, to its cache (below HF_HOME); with HF_HUB_OFFLINE=1 never.
 
     Args:
-        choices: files that are needed of the hub's repository; the first list that it has all of is taken. So
+        choices: lists of files; the first list that the hub's repository has completely is taken. So
             safetensors are preferred to a pickle, which `read_weights` reads without running code.
 
     Raises:
@@ -159,7 +160,7 @@ def load_transformers(
     Raises:
         FileNotFoundError: the folder lacks a file.
         ValueError: weights of another model, or entries missing or of other shapes; transformers itself would
-            go on with random ones. Entries that nothing asks for are left alone: releases carry some.
+            go on with random ones. Entries that the model does not use are ignored: releases carry some.
     """
     folder = Path(folder)
     if missing := [file for file in files if not (folder / file).is_file()]:

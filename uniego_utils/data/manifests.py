@@ -65,7 +65,7 @@ def load_manifest(
     Raises:
         FileNotFoundError: no such file.
         ValueError: no table, no rows, missing columns, duplicate clip ids, labels outside the classes, empty
-            spans, or files that do not exist, are empty, or have changed since notebook 00 looked at them.
+            spans, or files that do not exist, are empty, or have changed since notebook 00 inspected them.
     """
     path, root = Path(path), Path(root)
     if not path.is_file():
@@ -93,8 +93,8 @@ def load_manifest(
         videos = rows[column.replace("_bytes", "_video")]
         files = {name: root / name for name in videos[rows[column].notna()].unique()}
         sizes = {name: file.stat().st_size for name, file in files.items() if file.is_file()}
-        changed = videos.isin(sizes) & (videos.map(sizes) != rows[column])  # folders: 00 looks again
-        refuse(changed, column, "a video that has changed since notebook 00 looked at it")
+        changed = videos.isin(sizes) & (videos.map(sizes) != rows[column])  # folders: 00 inspects them again
+        refuse(changed, column, "a video that has changed since notebook 00 inspected it")
     rows = rows.reset_index(drop=True)
     kinds = ("_bytes", "_depth", "_fps", "_rotate", "skeleton", "skeleton_digest")
     more = [name for name in rows if name.endswith(kinds)]

@@ -191,7 +191,7 @@ def estimate(
             record = write_skeleton(
                 path, layout_of(LAYOUT), joints, scores, size, view, settings.max_empty, {"made": made}
             )
-            if record["reason"]:  # remembered too: looking again would find nobody again
+            if record["reason"]:  # kept too: a second attempt would detect nobody either
                 write_json(path.with_suffix(NOBODY), {**record, "made": made})
         rows.append({"clip_id": clip_id, "skeleton": "" if record["reason"] else str(name), **record})
     return pd.DataFrame(rows)

@@ -31,7 +31,7 @@ WITH_SKELETON = ("train", "val")  # splits that teachers see; test clips are the
 
 @dataclass(frozen=True)
 class GivenSkeletons:
-    """Skeleton files that somebody made, one a clip, named by it; `faults` says why some clips have none."""
+    """Skeleton files that the user gives, one a clip, named by it; `faults` says why some clips have none."""
 
     folder: Path
     layout: str
@@ -49,7 +49,7 @@ class GivenSkeletons:
         return read_tensors(path)
 
     def stamp(self, clip: pd.Series) -> str:
-        """What tells a clip's file from another that takes its place."""
+        """A digest of a clip's file, by which another file in its place is noticed."""
         path = self._path(clip)
         return digest(path) if path.is_file() else ""
 
@@ -127,7 +127,7 @@ def skeleton_columns(experiment: Experiment) -> dict[str, str | None]:
 
 
 def given_skeletons(experiment: Experiment, skeletons: str) -> GivenSkeletons:
-    """Skeletons from a file or folder that somebody made, converted to the suite's format."""
+    """Skeletons from a file or folder that the user gives, converted to the suite's format."""
     place, layout = project_path(skeletons), experiment.card.skeleton
     arrays = [place] if place.is_file() else sorted(place.glob("*.npz"))
     if not arrays:

@@ -330,7 +330,7 @@ class ClipSubset(ClipView):
         return self.source[self.chosen[place], seed]
 
 
-UNKNOWN = -100  # the label of clips whose labels are not looked at; torch's cross-entropy passes over it
+UNKNOWN = -100  # the label of clips whose labels are not read; torch's cross-entropy ignores it
 
 
 @dataclass(frozen=True)

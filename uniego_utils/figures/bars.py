@@ -43,7 +43,7 @@ def draw_bars(
     low, high = min(0, np.nanmin(table)), max(0, np.nanmax(table)) if top is None else top
     room = 1.06 + 0.022 * longest
     ax.set(xlim=(room * low, room * high or 1), xlabel=xlabel)
-    if top is not None:  # the room is for the texts
+    if top is not None:  # room for the texts
         ax.set_xticks(np.linspace(0, top, 6))
 
 
@@ -78,7 +78,7 @@ def plot_bars(
 
 
 def plot_verdicts(table: pd.DataFrame, labels: Mapping[str, str], title: str) -> Figure:
-    """What each model says of one clip: the probability it gives the true class, and what it takes it for.
+    """Each model's answer on one clip: its probability of the true class, and the class it predicts.
 
     `table`: a row a model; columns probability (0..1), predicted (a class), right (bool), selected (bool).
     """

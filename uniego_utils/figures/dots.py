@@ -34,10 +34,10 @@ def plot_dots(
     figure, axs = side_by_side(len(metrics), (width, height * len(methods) + 1.3), title, sharey=True)
     for ax, (column, xlabel) in zip(axs, metrics.items(), strict=True):
         for number, group in enumerate(groups):
-            own = table[table[by] == group] if by else table
+            rows = table[table[by] == group] if by else table
             marker = {"marker": MARKERS[number], "ls": ""} | ({"mfc": "w"} if number % 2 else {})
             for place, method in enumerate(methods):
-                values = own.loc[own["method"] == method, column].dropna()
+                values = rows.loc[rows["method"] == method, column].dropna()
                 at, reach = place + 0.22 * (number - (len(groups) - 1) / 2), 0.3 / len(groups)
                 style = {"color": colour_of(method), "alpha": 0.6 if len(values) > 1 else 1}
                 ax.plot(values, [at] * len(values), ms=6, **marker, **style)

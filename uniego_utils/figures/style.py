@@ -36,7 +36,7 @@ KNOWN_COLOURS = TEACHER_COLOURS | {
 }
 FREE_COLOURS = ("#222222", "#0077BB", "#CC3311", "#009988", "#BBBBBB")  # for what is no teacher or method
 BACKGROUND_COLOUR = "#ECECEC"
-ERROR_COLOURS = {  # kinds of segmentation.frame_errors and segment_errors
+ERROR_COLOURS = {  # kinds of `frame_errors` and `segment_errors` in segmentation.metrics
     "right": "#117733",
     "found": "#117733",
     "boundary": "#88CCEE",
@@ -48,7 +48,7 @@ ERROR_COLOURS = {  # kinds of segmentation.frame_errors and segment_errors
 }
 RIGHT_COLOUR, WRONG_COLOUR = "#117733", "#BB2222"
 PALE_COLOUR = "#BBBBBB"  # of what is there for comparison
-MOST_COLOURS = 24  # classes that colours can tell apart, with good will
+MOST_COLOURS = 24  # classes that colours can barely tell apart
 MOST_ROWS = 40  # classes that a figure lists; a dataset may have hundreds
 
 plt.rcParams.update(
@@ -71,7 +71,7 @@ def colour_of(name: str) -> str:
 
 
 def colours_of(names: Iterable[str], colours: Mapping[str, Colour] | None = None) -> dict[str, Colour]:
-    """A colour a name: of `colours`, else its own; names without one take free ones in order."""
+    """A colour a name: from `colours`, else its usual one; names without one take free ones in order."""
     known = {**KNOWN_COLOURS, **(colours or {})}
     others = [name for name in names if name not in known]
     few = len(others) <= len(FREE_COLOURS)

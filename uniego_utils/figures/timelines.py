@@ -86,7 +86,7 @@ def plot_moment(
     colours: Mapping[str, Colour],
     title: str,
 ) -> Figure:
-    """One moment of an untrimmed video: its pictures, what each row says of it, and bars of labels with a
+    """One moment of an untrimmed video: its pictures, each row's label, and bars of labels with a
     cursor at `time` in seconds. `pictures`: view -> (H, W, 3) uint8."""
     height = 0.27 * len(bars) + 0.4
     figure = plt.figure(figsize=(11, 2.9 + height), layout="constrained")

@@ -1,4 +1,4 @@
-"""Controls where a person is there, a plain figure where nobody is.
+"""Controls in an interactive notebook, a plain figure in a headless run.
 
 What is drawn reaches the page as one HTML widget. The Output widget of ipywidgets' `interact` is written by
 the page and by the kernel: of a figure and a text that follow each other closely one may get lost.
@@ -19,7 +19,7 @@ def explore(
     first: Mapping[str, object] | None = None,
     **choices: Sequence,
 ) -> None:
-    """Draw the first choice of each control; add live controls when a person is there.
+    """Draw the first choice of each control; with `interactive`, add live controls.
 
     Run headless, a widget stores no picture, so `interactive=False` draws without any.
 
@@ -64,7 +64,7 @@ def as_html(draw: Callable[[], None]) -> str:
         try:
             draw()
             plt.show()
-        except Exception:  # shown as a cell would show it; the controls live on
+        except Exception:  # shown as a cell would show it; the controls keep working
             traceback.print_exc()
             plt.close("all")
     parts = [f"<pre>{html.escape(text)}</pre>" for text in (captured.stdout, captured.stderr) if text]
@@ -83,7 +83,7 @@ def explore_mixture(
     presets: Mapping[str, Shares],
     labels: Mapping[str, str],
 ) -> None:
-    """Draw a mixture; where a person is there, with a slider a part, presets, and a button to measure it.
+    """Draw a mixture; with `interactive`, add a slider a part, presets, and a button to measure it.
 
     Sliders are weights: whatever they are set to is divided by its sum. Nothing is measured until the button
     is pressed; a moved slider takes the measurement away, because it is no longer this mixture's.
@@ -91,7 +91,7 @@ def explore_mixture(
     Args:
         draw: called with the mixture's shares and with what was measured of it, None until then.
         measure: the slow and true answer for a mixture.
-        presets: name -> shares; the first is drawn at the beginning, and alone where nobody is there.
+        presets: name -> shares; the first is drawn at the beginning, and alone without `interactive`.
         labels: part -> what its slider is called.
 
     Raises:

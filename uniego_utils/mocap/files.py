@@ -58,8 +58,8 @@ def build_missing(
             built = map(build_folder, *arguments)
         else:
             # Fresh processes: a forked one could inherit a lock that a notebook's other threads hold.
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
-            built = pool.map(build_folder, *arguments)
+            executor = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            built = executor.map(build_folder, *arguments)
         bar = tqdm(built, f"rendering {unit}s", len(missing), unit=unit, disable=not progress)
         for _ in bar:
             pass

@@ -1,4 +1,4 @@
-"""FurnishedRoom rooms: walls, floor and ceiling as textures, furniture as boxes, and the words for them."""
+"""Furnished rooms: walls, floor and ceiling as textures, furniture as boxes, and the words for them."""
 
 from dataclasses import dataclass
 from functools import lru_cache

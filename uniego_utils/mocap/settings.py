@@ -13,7 +13,7 @@ VIDEO_SPLITS = ("train", "val", "test")  # of the untrimmed videos
 class MocapSettings:
     """Everything that decides what the clips look like; equal settings give equal pictures."""
 
-    pool: int = 96  # clips per class; teachers are fitted on the pool (1,440 clips)
+    pool: int = 96  # clips per class of the split that teachers are fitted on (1,440 clips)
     train: int = 30  # clips per class
     val: int = 30
     test: int = 60

@@ -62,7 +62,7 @@ class Claim:
     """What the paper says, as comparisons that must all come out in favour of their first method."""
 
     key: str
-    says: str
+    statement: str
     pairs: tuple[Pair, ...]
     paper: tuple[Pair, ...] = ()  # the paper's methods in the place of `pairs`, where they differ
     needs: tuple[str, ...] = ()  # methods that must have been run beside those of `pairs`
@@ -80,7 +80,7 @@ def paper_claims(scores: pd.DataFrame, proxies: Iterable[str], k: int = 1) -> li
 
     Args:
         scores: as `collect` gives them.
-        proxies: the pool.
+        proxies: keys of all proxies.
         k: how many proxies UNIEGO selects per clip.
     """
 
@@ -269,7 +269,7 @@ def claims_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd
 
     Args:
         scores: as `collect` gives them. Methods that were not run leave their claims unmeasured.
-        selected: a row a seed, a column a proxy of the pool: the share in [0, 1] of training clips that learn
+        selected: a row a seed, a column a proxy: the share in [0, 1] of training clips that learn
             from it. A column "none" is no proxy and is passed over.
         k: how many proxies UNIEGO selects per clip (the card's).
 
@@ -285,7 +285,7 @@ def claims_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd
         worst = parts.assign(place=places).sort_values(["place", "points_mean"]).iloc[0]
         rows.append(
             {
-                "Claim": f"{claim.key}. {claim.says}",
+                "Claim": f"{claim.key}. {claim.statement}",
                 PAPER: number_cell(parts[name].min(skipna=False) for name in DATASETS),
                 "Decided here by": _comparison(worst),
                 "Advantage (points)": _advantage(worst, "points"),
@@ -344,8 +344,8 @@ def _pool(selected: pd.DataFrame) -> list[str]:
     """The proxies that `selected` is about."""
     proxies = [name for name in selected.columns if name != "none"]
     if not proxies:
-        raise ValueError("selected names no proxy; it needs a column for each proxy of the pool")
-    if not ((selected[proxies] >= 0) & (selected[proxies] <= 1)).all(axis=None):  # so is NaN refused
+        raise ValueError("selected names no proxy; it needs a column for each proxy")
+    if not ((selected[proxies] >= 0) & (selected[proxies] <= 1)).all(axis=None):  # refuses NaN too
         raise ValueError("selected must hold shares between 0 and 1; divide counts by the number of clips")
     return proxies
 

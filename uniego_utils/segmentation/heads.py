@@ -3,7 +3,7 @@
 Two of them: MS-TeMba (Sinha et al., arXiv:2501.06138), the paper's "fixed temporal encoder", in plain
 PyTorch, and MS-TCN++ (Li et al., arXiv:2006.09220), a light rival. Both take features (V, T, D) and a mask
 (V, T) of V videos, true where there are steps, and give the logits (V, T, C) of their outputs, the one that
-counts last, and a scalar term for the loss. What is behind a video's end does not change what is said of it.
+counts last, and a scalar term for the loss. Padding behind a video's end does not change its logits.
 """
 
 import math
@@ -26,7 +26,7 @@ JUMP = 4.0  # tau of MS-TCN's truncated mean squared error: larger steps of a lo
 
 
 class OneWay(nn.Module):
-    """One direction of a selective state-space model: what the scan gets to do from its input."""
+    """One direction of a selective state-space model: the scan's inputs, computed from the tokens."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -106,7 +106,7 @@ class MSTeMba(nn.Module):
             for k, (before, width) in enumerate(zip((first, *config.widths), config.widths, strict=False), 1)
         )
         self.raised = nn.ModuleList(nn.Linear(width, last) for width in config.widths)
-        self.norm = nn.LayerNorm(last)  # one for all scales: they are to speak the same language
+        self.norm = nn.LayerNorm(last)  # one for all scales, because their outputs are added up
         self.fused = BiMamba(last)
         self.final_norm = nn.RMSNorm(last, eps=1e-5)
         self.heads = nn.ModuleList(nn.Linear(last, classes) for _ in range(len(config.widths) + 1))
@@ -121,9 +121,9 @@ class MSTeMba(nn.Module):
         together, logits, apart = 0, [], []
         for scale, raised, head in zip(self.scales, self.raised, self.heads[:-1], strict=True):
             tokens, disagreement = scale(tokens, mask)
-            seen = self.norm(raised(tokens)) * mask
-            together = together + seen
-            logits.append(head(seen)[:, :steps])
+            scaled = self.norm(raised(tokens)) * mask
+            together = together + scaled
+            logits.append(head(scaled)[:, :steps])
             apart.append(disagreement)
         fused, _ = self.fused(together, mask)
         logits.append(self.heads[-1](self.final_norm(fused))[:, :steps])
@@ -136,16 +136,17 @@ class Dilated(nn.Module):
 
     def __init__(self, maps: int, dilations: Sequence[int], dropout: float):
         super().__init__()
+        # dilated convolutions; saved heads name their weights `looks`
         self.looks = nn.ModuleList(nn.Conv1d(maps, maps, 3, padding=d, dilation=d) for d in dilations)
         self.mix = nn.Conv1d(maps * len(self.looks), maps, 1)
         self.dropout = nn.Dropout(dropout)
-        self.early = len(self.looks) == 1  # a single look is rectified before it is mixed, two are after
+        self.early = len(self.looks) == 1  # one convolution is rectified before it is mixed, two after
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (V, M, T), zero outside of mask (V, 1, T), -> the same shape."""
-        seen = torch.cat([look(x) for look in self.looks], 1)
-        seen = self.mix(F.relu(seen)) if self.early else F.relu(self.mix(seen))
-        return (x + self.dropout(seen)) * mask
+        maps = torch.cat([convolution(x) for convolution in self.looks], 1)
+        maps = self.mix(F.relu(maps)) if self.early else F.relu(self.mix(maps))
+        return (x + self.dropout(maps)) * mask
 
 
 class MSTCN(nn.Module):
@@ -320,13 +321,13 @@ def train_head(
 def predict_head(model: TemporalHead, features: Sequence[Tensor]) -> list[Tensor]:
     """Class numbers (T,) int64, on the CPU, of each video from its features (T, D)."""
     model.eval()
-    found = []
+    predicted = []
     for first in range(0, len(features), model.config.batch_size):
         videos = [video.float() for video in features[first : first + model.config.batch_size]]
         inputs, mask = (tensor.to(model.mean.device) for tensor in _padded(videos))
         decided = model.decide(model(inputs, mask)[0][-1]).cpu()
-        found += [row[: len(video)].clone() for row, video in zip(decided, videos, strict=True)]
-    return found
+        predicted += [row[: len(video)].clone() for row, video in zip(decided, videos, strict=True)]
+    return predicted
 
 
 def _padded(videos: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -348,15 +349,15 @@ def _refuse_unusable(
     if not 0 <= background < classes:
         raise ValueError(f"background is number {background} of {classes} classes")
     width = width or features[0].shape[-1]
-    for number, (video, own) in enumerate(zip(features, labels, strict=True)):
-        if video.ndim != 2 or not len(video) or video.shape[1] != width or own.shape != video.shape[:1]:
+    for number, (video, truth) in enumerate(zip(features, labels, strict=True)):
+        if video.ndim != 2 or not len(video) or video.shape[1] != width or truth.shape != video.shape[:1]:
             raise ValueError(
                 f"{split} video {number}: expected features (steps, {width}) and a label a step, got "
-                f"{tuple(video.shape)} and {tuple(own.shape)}"
+                f"{tuple(video.shape)} and {tuple(truth.shape)}"
             )
         if not video.isfinite().all():
             raise ValueError(f"{split} video {number}: features that are not finite; extract them anew")
-        if own.is_floating_point() or own.min() < 0 or own.max() >= classes:
+        if truth.is_floating_point() or truth.min() < 0 or truth.max() >= classes:
             raise ValueError(f"{split} video {number}: labels that are no class numbers below {classes}")
-    if all((own == background).all() for own in labels):
+    if all((truth == background).all() for truth in labels):
         raise ValueError(f"{split}: no video has an action; there is nothing to learn or to measure")

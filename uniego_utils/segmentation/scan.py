@@ -38,8 +38,8 @@ def selective_scan(
 
     Blocks of steps follow each other. Only inputs and a state a block are kept for the backward pass, which
     computes the states anew. Where a single step is too little work for the device, the block is cut into
-    chunks that run beside each other: first each from nothing, to learn what it hands on; then, from what it
-    is really handed, all at once.
+    chunks that run beside each other: first each from a zero state, to get the state that it hands on; then
+    all again from the states in which they really begin.
 
     Args:
         block: steps a block; None for as many as hold `BLOCK` numbers of state.
@@ -137,10 +137,10 @@ def _handed_on(
     A = A[..., None, :, :]
     starts = [start]
     if chunks > 1:
-        *_, (own, _) = _states(written, delta, B, A, torch.zeros_like(start)[..., None, :, :])
+        *_, (last, _) = _states(written, delta, B, A, torch.zeros_like(start)[..., None, :, :])
         reach = (delta.sum(-2)[..., None] * A).exp_()
         for chunk in range(chunks - 1):
-            starts.append(torch.addcmul(own[..., chunk, :, :], reach[..., chunk, :, :], starts[-1]))
+            starts.append(torch.addcmul(last[..., chunk, :, :], reach[..., chunk, :, :], starts[-1]))
     return (written, delta, B, C), A, torch.stack(starts, -3)
 
 
@@ -151,10 +151,10 @@ def _handed_back(
     ends, chunks = [handed], delta.shape[-3]
     if chunks > 1:
         nothing = torch.zeros_like(handed)[..., None, :, :]
-        *_, (_, _, own) = _gradients(upper, C, decays, nothing)
+        *_, (_, _, first) = _gradients(upper, C, decays, nothing)
         reach = (delta.sum(-2)[..., None] * A).exp_()
         for chunk in reversed(range(1, chunks)):
-            ends.append(torch.addcmul(own[..., chunk, :, :], reach[..., chunk, :, :], ends[-1]))
+            ends.append(torch.addcmul(first[..., chunk, :, :], reach[..., chunk, :, :], ends[-1]))
     return torch.stack(ends[::-1], -3)
 
 

@@ -31,7 +31,7 @@ from uniego_utils.segmentation.timelines import BACKGROUND, Timeline, moments
 from uniego_utils.sources import load_student
 from uniego_utils.training import write_history
 
-LOOKED_AT = ("val", "test")  # splits that are predicted
+PREDICTED = ("val", "test")  # splits that are predicted
 Labels = Mapping[str, Mapping[str, Tensor]]  # split -> video_id -> class numbers (steps,)
 
 
@@ -58,10 +58,10 @@ def label_steps(
     labels: dict[str, dict[str, Tensor]] = {}
     for split, videos in timelines.items():
         named = {entry.video_id: entry.labels_at(moments(entry, stride_s)) for entry in videos}
-        seen = set().union(*(set(names) for names in named.values()))
-        if unknown := seen - number.keys():
+        used = set().union(*(set(names) for names in named.values()))
+        if unknown := used - number.keys():
             raise ValueError(f"{split}: labels {', '.join(sorted(unknown))} are outside the classes")
-        if seen <= {BACKGROUND}:
+        if used <= {BACKGROUND}:
             raise ValueError(
                 f"{split}: none of the {len(videos)} videos has an action in the middle of a step of "
                 f"{stride_s} s; mend segments.csv or take a shorter stride_s"
@@ -90,34 +90,34 @@ def train_segmenter(
     Args:
         features: split -> video_id -> (steps, D); labels: the same -> (steps,).
         classes: names by number.
-        head: a key of `temporal.HEADS`.
+        head: a key of `heads.HEADS`.
         inputs: what else decides the result, for `config.json`, e.g. where the features come from.
 
     Returns:
-        `val_F1@10`, ..., `test_accuracy` of `segmentation.segment_metrics`, in percent.
+        `val_F1@10`, ..., `test_accuracy` of `metrics.segment_metrics`, in percent.
 
     Raises:
         ValueError: features and labels of different videos or lengths; a folder of another configuration.
     """
-    for split, own in labels.items():
-        for video, numbers in own.items():
-            found = features[split].get(video)
-            if found is None or len(found) != len(numbers):
-                steps = "no" if found is None else len(found)
+    for split, videos in labels.items():
+        for video, numbers in videos.items():
+            rows = features[split].get(video)
+            if rows is None or len(rows) != len(numbers):
+                steps = "no" if rows is None else len(rows)
                 raise ValueError(f"{split}: video {video} has {len(numbers)} labels and {steps} features")
-    told = {
+    description = {
         "head": head,
         "config": asdict(config),
         "seed": seed,
         "classes": list(classes),
-        "labels": {split: state_digest(own) for split, own in labels.items()},
+        "labels": {split: state_digest(videos) for split, videos in labels.items()},
         "features": {
-            split: state_digest({video: features[split][video] for video in own})
-            for split, own in labels.items()
+            split: state_digest({video: features[split][video] for video in videos})
+            for split, videos in labels.items()
         },
         **inputs,
     }
-    if not start_run(folder, told):
+    if not start_run(folder, description):
         train, val = (
             [[source[split][video] for video in labels[split]] for source in (features, labels)]
             for split in ("train", "val")
@@ -125,7 +125,7 @@ def train_segmenter(
         background = list(classes).index(BACKGROUND)
         model, history = train_head(*train, *val, len(classes), head, config, seed, device, background)
         predicted = {}
-        for split in LOOKED_AT:
+        for split in PREDICTED:
             guesses = predict_head(model, [features[split][video] for video in labels[split]])
             predicted |= {f"{split}|{video}": g for video, g in zip(labels[split], guesses, strict=True)}
         write_history(folder, history)
@@ -137,10 +137,10 @@ def train_segmenter(
 
 def _scores(predicted: Mapping[str, Tensor], labels: Labels, background: int) -> dict[str, float]:
     scores = {}
-    for split in LOOKED_AT:
+    for split in PREDICTED:
         guesses = [predicted[f"{split}|{video}"] for video in labels[split]]
-        own = segment_metrics(guesses, list(labels[split].values()), background)
-        scores |= {f"{split}_{name}": value for name, value in own.items()}
+        metrics = segment_metrics(guesses, list(labels[split].values()), background)
+        scores |= {f"{split}_{name}": value for name, value in metrics.items()}
     return scores
 
 

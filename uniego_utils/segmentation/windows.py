@@ -1,4 +1,4 @@
-"""Sliding-window features: what a frozen encoder says of every moment of an untrimmed video.
+"""Sliding-window features: a frozen encoder's feature of every moment of an untrimmed video.
 
 A video is cut into steps of equal length. Around the middle of each lies a window as long as a training clip;
 the encoder sees it as it sees a validation clip, and its feature is the step's. Features are stored once: a
@@ -20,7 +20,7 @@ from uniego_utils.runs import digest, finish_run, read_tensors, start_run, write
 from uniego_utils.segmentation.timelines import Timeline, moments, timelines_digest
 from uniego_utils.training import autocast
 
-BLOCK = 32  # windows looked at together; bounds the memory whatever a video's length
+BLOCK = 32  # windows encoded together; bounds the memory whatever a video's length
 
 
 def window_spans(timeline: Timeline, window_s: float, stride_s: float) -> np.ndarray:
@@ -54,7 +54,7 @@ def encode_video(
 
     Args:
         encoders: by name; on `device`, in eval mode; `encoder(clips)` gives (features, logits).
-        timeline: the video; its ego view is seen.
+        timeline: the video; its ego view is encoded.
         video: frames per window, sizes and statistics, as for clips.
         window_s: seconds a window; stride_s: seconds a step.
         bf16: autocast the forward pass, as in training.
@@ -81,8 +81,8 @@ def encode_video(
         fresh = np.setdiff1d(needed, numbers)
         if len(fresh):
             pieces = [fresh[place : place + block].tolist() for place in range(0, len(fresh), block)]
-            seen = [prepare(shrink(file.read(piece), video), video, None) for piece in pieces]
-            kept = torch.cat([kept, *seen] if len(numbers) else seen, 1)
+            decoded = [prepare(shrink(file.read(piece), video), video, None) for piece in pieces]
+            kept = torch.cat([kept, *decoded] if len(numbers) else decoded, 1)
             numbers = np.concatenate([numbers, fresh])
             order = np.argsort(numbers)
             kept, numbers = kept[:, torch.from_numpy(order)], numbers[order]
@@ -99,11 +99,11 @@ def encode_video(
 
 def _sound(features: Tensor, name: str, timeline: Timeline) -> Tensor:
     """The features, or an error: an encoder that overflowed or collapsed would look like a poor one."""
-    told = f"{name}: the features of video {timeline.video_id} ({timeline.path})"
+    subject = f"{name}: the features of video {timeline.video_id} ({timeline.path})"
     if not features.isfinite().all():
-        raise ValueError(f"{told} are not finite; look at its frames, or train {name} anew")
+        raise ValueError(f"{subject} are not finite; check its frames, or train {name} anew")
     if len(features) > 1 and (features == features[0]).all():
-        raise ValueError(f"{told} are the same at all {len(features)} steps; is it a still picture?")
+        raise ValueError(f"{subject} are the same at all {len(features)} steps; is it a still picture?")
     return features
 
 

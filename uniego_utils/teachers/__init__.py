@@ -35,7 +35,7 @@ MODULES = {  # short name -> module
 }
 NEEDS = ("Settings", "build", "clips", "encode", "notes")  # what a teacher's module has
 SPEED = ("frames_per_pass",)  # settings that change nothing but speed
-UNSEEN = ("label", "licence", "settings")  # fields of a teacher's card that do not change its features
+LEFT_OUT = ("label", "licence", "settings")  # fields of a teacher's card that do not change its features
 
 
 def teacher_module(name: str) -> ModuleType:
@@ -56,7 +56,7 @@ def plan(
     weights: str = "",
     progress: bool = True,
 ) -> Job:
-    """What the teacher's module is told.
+    """The job of a teacher's module: its settings and what they apply to.
 
     The teacher's own settings lie over the preset's for its kind, and the preset's for its key over both.
 
@@ -111,7 +111,7 @@ def fit_teacher(job: Job, manifest: Manifest, folder: Path) -> nn.Module:
     module = teacher_module(job.teacher.model)
     config = {
         "teacher": job.key,
-        **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
+        **{name: value for name, value in asdict(job.teacher).items() if name not in LEFT_OUT},
         "settings": asdict(job.settings),
         "video": asdict(job.preset.video),
         "manifest": manifest.digest,
@@ -135,7 +135,7 @@ def fingerprint(job: Job, model: nn.Module) -> dict:
     """All that a teacher's features depend on besides the clips: weights, preprocessing, libraries."""
     return {
         "teacher": job.key,
-        **{name: value for name, value in asdict(job.teacher).items() if name not in UNSEEN},
+        **{name: value for name, value in asdict(job.teacher).items() if name not in LEFT_OUT},
         **teacher_module(job.teacher.model).notes(job),
         "settings": {name: value for name, value in asdict(job.settings).items() if name not in SPEED},
         "span_s": job.preset.video.span_s,

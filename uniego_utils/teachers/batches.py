@@ -16,7 +16,7 @@ from uniego_utils.data.video import ClipDataset
 
 @dataclass(frozen=True)
 class Job:
-    """One teacher to fit or to extract: what its module is told."""
+    """One teacher to fit or to extract: all that its module needs to know."""
 
     key: str  # e.g. exo_skl
     teacher: TeacherCard

@@ -29,7 +29,7 @@ class Settings:
     context: int = 1  # consecutive frames that one code explains
     stride: int = 1  # frames between windows when features are extracted
     channels: tuple[int, ...] = (16, 32, 64, 128)  # of the encoder's strided convolutions
-    decoder: int = 256  # hidden units between code and depth maps: little, so that the code says it plainly
+    decoder: int = 256  # hidden units between code and depth maps: few, so that the code holds the depth
     depth_size: int = 16  # pixels, side of the predicted maps
     windows_per_clip: int = 4  # drawn per clip and epoch
     jitter: float = 0.2

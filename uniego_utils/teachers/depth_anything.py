@@ -95,11 +95,11 @@ def load(folder: Path, name: str) -> "DepthAnythingForDepthEstimation":
 def check_statistics(folder: Path) -> None:
     """Refuse a model whose preprocessing has other statistics than ImageNet's; without the file they are."""
     path = folder / "preprocessor_config.json"
-    told: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+    statistics: Mapping[str, Any] = read_json(path) if path.is_file() else {}
     for name, expected in (("image_mean", IMAGENET_DEFAULT_MEAN), ("image_std", IMAGENET_DEFAULT_STD)):
-        if tuple(told.get(name, expected)) != expected:
+        if tuple(statistics.get(name, expected)) != expected:
             raise ValueError(
-                f"{path}: {name} is {told[name]}, not ImageNet's {expected}; use the release's file"
+                f"{path}: {name} is {statistics[name]}, not ImageNet's {expected}; use the release's file"
             )
 
 

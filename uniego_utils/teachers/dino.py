@@ -89,7 +89,8 @@ def dino_loss(
 class SelfDistillation(nn.Module):
     """DINO's objective; holds the teacher, the moving average of the student's weights.
 
-    The average takes each step's weights at the start of the next step, before the teacher is asked.
+    The average takes each step's weights at the start of the next step, before the teacher's outputs are
+    computed.
     """
 
     def __init__(self, student: Dino, settings: Settings):
@@ -102,10 +103,10 @@ class SelfDistillation(nn.Module):
     @torch.no_grad()
     def follow(self) -> None:
         """Move the teacher towards the student; running statistics of BatchNorm are copied."""
-        for own, other in zip(self.teacher.parameters(), self.student[0].parameters(), strict=True):
-            own.lerp_(other, 1 - self.settings.momentum)
-        for own, other in zip(self.teacher.buffers(), self.student[0].buffers(), strict=True):
-            own.copy_(other)
+        for average, current in zip(self.teacher.parameters(), self.student[0].parameters(), strict=True):
+            average.lerp_(current, 1 - self.settings.momentum)
+        for average, current in zip(self.teacher.buffers(), self.student[0].buffers(), strict=True):
+            average.copy_(current)
 
     @torch.no_grad()
     def move_centre(self, scores: Tensor) -> None:

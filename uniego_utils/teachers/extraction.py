@@ -1,7 +1,7 @@
 """Teacher extraction: each teacher fitted or loaded once, its features stored shard by shard, and probed.
 
-A shard is a file of so many clips' features. Shards need no talk between those who make them: of several GPUs
-each takes every n-th, and an interruption loses those in the making.
+A shard is a file of so many clips' features. Shards are made independently: of several GPUs each
+takes every n-th, and an interruption loses those in the making.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""The feature store: what each teacher says of each clip, computed once, never silently wrong."""
+"""The feature store: each teacher's feature of each clip, computed once and checked whenever it is read."""
 
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +36,7 @@ def check_features(features: Tensor, clip_ids: list[str], width: int, where: str
             )
     if len(clip_ids) > 1 and (features == features[:1]).all():
         raise ValueError(
-            f"{where}: all clips have the same features; this teacher sees nothing, train it again"
+            f"{where}: all clips have the same features; this teacher tells nothing apart, train it again"
         )
 
 

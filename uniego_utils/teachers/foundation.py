@@ -143,11 +143,11 @@ def build(job: Job) -> VisionTransformer:
         )
     place = locate_weights(model.pretrained_cfg["hf_hub_id"], job.weights, settings.revision)
     given, patches = read_weights(place), "patch_embed.proj.weight"
-    own = model.state_dict()[patches].shape
-    if patches in given and given[patches].shape[2:] != own[2:]:  # timm would resample them
+    expected = model.state_dict()[patches].shape
+    if patches in given and given[patches].shape[2:] != expected[2:]:  # timm would resample them
         raise ValueError(
             f"{place} does not fit {settings.name}: its patches are of {tuple(given[patches].shape[2:])} "
-            f"pixels, not {tuple(own[2:])}; give the weights of that model"
+            f"pixels, not {tuple(expected[2:])}; give the weights of that model"
         )
     # the filter knows the official releases' layouts, and resizes position embeddings to the model's
     state = checkpoint_filter_fn(given, model)
@@ -165,8 +165,8 @@ def clips(job: Job, manifest: Manifest) -> FrameClips:
 def encode(model: nn.Module, clips: Tensor, job: Job) -> Tensor:
     """Frames (B, T, 3, S, S) uint8 -> features (B, width) float32."""
     settings: Settings = job.settings
-    own = timm.get_pretrained_cfg(settings.name)  # not the student's statistics
-    frames = vit_images(model, clips, own.mean, own.std, settings.frames_per_pass, settings.bf16)
+    release = timm.get_pretrained_cfg(settings.name)  # its statistics, not the student's
+    frames = vit_images(model, clips, release.mean, release.std, settings.frames_per_pass, settings.bf16)
     return pool_frames(frames, settings.pooling)
 
 
@@ -182,9 +182,9 @@ def shown(settings: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> str
 def notes(job: Job) -> dict[str, str]:
     """How the features were made."""
     settings: Settings = job.settings
-    own = timm.get_pretrained_cfg(settings.name)
+    release = timm.get_pretrained_cfg(settings.name)
     return {
-        "model": f"timm {settings.name}, {own.hf_hub_id} at {settings.revision or 'its newest commit'}",
-        "preprocessing": shown(settings, own.mean, own.std),
+        "model": f"timm {settings.name}, {release.hf_hub_id} at {settings.revision or 'its newest commit'}",
+        "preprocessing": shown(settings, release.mean, release.std),
         "pooling": f"the model's own within a frame, {settings.pooling} over frames",
     }

@@ -150,8 +150,8 @@ def encode(model: nn.Module, clips: Tensor, job: Job) -> Tensor:
     With the setting `mirror`, the features are means over each clip and its mirror image.
     """
     clips = normalise(clips, job.preset.video)
-    seen = [clips, clips.flip(-1)] if job.settings.mirror else [clips]
-    return torch.stack([pool_frames(model.encode(view), job.settings.pooling) for view in seen]).mean(0)
+    views = [clips, clips.flip(-1)] if job.settings.mirror else [clips]
+    return torch.stack([pool_frames(model.encode(view), job.settings.pooling) for view in views]).mean(0)
 
 
 def notes(job: Job, model: str) -> dict[str, str]:

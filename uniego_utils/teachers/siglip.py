@@ -34,7 +34,7 @@ class Settings:
     text_width: int = 64
     text_depth: int = 1
     text_heads: int = 2
-    embedding: int = 64  # width of the space that both towers meet in
+    embedding: int = 64  # width of both towers' common space
     frames_per_clip: int = 4  # drawn per clip and epoch; their embeddings are averaged
     min_area: float = 0.7  # random crop in training, share of the picture's area
     jitter: float = 0.2
@@ -127,8 +127,8 @@ class SigmoidObjective(nn.Module):
         text = self.text(captions)
         loss = sigmoid_loss(embeddings, text, self.log_scale.exp(), self.bias, same)
         best = (F.normalize(embeddings, dim=-1) @ F.normalize(text, dim=-1).T).argmax(1)
-        found = same.gather(1, best[:, None]).float().mean()
-        return {"loss": loss, "found": found.detach()}
+        matched = same.gather(1, best[:, None]).float().mean()
+        return {"loss": loss, "found": matched.detach()}
 
 
 def augment(batch: dict[str, Tensor], job: Job, generator: torch.Generator) -> dict[str, Tensor]:
