@@ -7,7 +7,7 @@ own `settings`), `build` (the network), `clips` (what it is given of each clip, 
 
 import time
 from dataclasses import asdict, replace
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import torch
@@ -17,32 +17,14 @@ from uniego_utils.backbones.pretrained import state_digest
 from uniego_utils.cards import Card, Preset, from_mapping, merged
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.runs import FEATURE_PACKAGES, finish_run, read_tensors, start_run, write_tensors
-from uniego_utils.teachers import (
-    depth,
-    depth_anything,
-    dino,
-    foundation,
-    siglip,
-    skego,
-    skego_clip,
-    stgcn,
-    timesformer,
-)
 from uniego_utils.teachers.batches import Job
 from uniego_utils.training import write_history
 
 MODULES = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        timesformer,
-        depth,
-        stgcn,
-        skego,
-        dino,
-        siglip,
-        foundation,
-        depth_anything,
-        skego_clip,
+    name: import_module(f"uniego_utils.teachers.{name}")
+    for name in (
+        *("timesformer", "depth", "stgcn", "skego", "dino", "siglip"),  # fitted here
+        *("foundation", "depth_anything", "skego_clip"),  # pretrained
     )
 }
 SPEED = ("frames_per_pass",)  # settings that change nothing but speed

@@ -151,7 +151,7 @@ class STGCN(nn.Module):
 
 
 class Skeletons(Dataset):
-    """A clip's skeletons resampled in time: item `row` is (M, T, V, 3).
+    """A clip's skeletons resampled in time: item `row` is (M, T, V, 3) float32.
 
     3-D joints are metres; the first person's centre joint lies above the origin in the first frame, as where
     in the room somebody stands says nothing. 2-D joints are x, y relative to the picture's centre and half
@@ -248,9 +248,7 @@ def train(model: STGCN, job: Job, manifest: Manifest) -> list[dict]:
     return fit_tensors(job, model, Classification(job.settings.train.label_smoothing), tensors, augment)
 
 
-def clips(job: Job, manifest: Manifest) -> Skeletons:
-    """Item `row` is (M, T, V, 3) float32."""
-    return Skeletons(job, manifest)
+clips = Skeletons
 
 
 def encode(model: STGCN, clips: Tensor, job: Job) -> Tensor:
