@@ -80,7 +80,9 @@ def test_what_cannot_be_prepared_is_refused(tmp_path, change, message):
 
 def test_an_unknown_setting_of_a_builder_lists_the_valid_ones(tmp_path):
     with pytest.raises(
-        ValueError, match="settings of its builder: unknown val; valid fields are labels, val_share"
+        ValueError,
+        match="settings of its builder: unknown val; "
+        "valid fields are fps, allow_portrait, min_seconds, labels, val_share",
     ):
         prepare_data(opened("own_videos", tmp_path), {"val": 0.1}, 0.0, "")
 

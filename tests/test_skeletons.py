@@ -14,7 +14,6 @@ from uniego_utils.data.skeletons import (
     convert_pyskl,
     fill_gaps,
     layout_of,
-    read_joints,
     read_skeleton,
     write_skeleton,
 )
@@ -99,7 +98,7 @@ def test_unknown_layout_is_refused():
 def test_one_person_has_a_person_axis(tmp_path: Path):
     joints = torch.randn(6, 17, 3)
     write_tensors(tmp_path / "a.safetensors", {"joints_3d": joints})
-    assert torch.equal(read_joints(tmp_path / "a.safetensors", "joints_3d", COCO), joints[None])
+    assert torch.equal(read_skeleton(tmp_path / "a.safetensors", "joints_3d", COCO).joints, joints[None])
 
 
 def test_padding_is_left_away_with_its_scores(tmp_path: Path, pixels, scores):
@@ -125,9 +124,9 @@ def test_padding_is_left_away_with_its_scores(tmp_path: Path, pixels, scores):
 def test_useless_skeletons_are_refused_by_name(tmp_path: Path, joints, message):
     write_tensors(tmp_path / "somebody.safetensors", {"joints_3d": joints})
     with pytest.raises(ValueError, match=f"somebody.*{message}"):
-        read_joints(tmp_path / "somebody.safetensors", "joints_3d", COCO)
+        read_skeleton(tmp_path / "somebody.safetensors", "joints_3d", COCO)
     with pytest.raises(ValueError, match="no 'exo_joints_2d', only joints_3d"):
-        read_joints(tmp_path / "somebody.safetensors", "exo_joints_2d", COCO)
+        read_skeleton(tmp_path / "somebody.safetensors", "exo_joints_2d", COCO)
 
 
 def test_what_is_written_is_read(tmp_path: Path, pixels, scores):
@@ -172,7 +171,7 @@ def test_who_is_mostly_away_is_left_out(tmp_path: Path, pixels):
     pixels[0, :6] = 0
     record = write_skeleton(tmp_path / "a.safetensors", COCO, pixels, None, (200, 100))
     assert record["persons"] == 1
-    assert np.array_equal(read_joints(tmp_path / "a.safetensors", "exo_joints_2d", COCO), pixels[1:])
+    assert np.array_equal(read_skeleton(tmp_path / "a.safetensors", "exo_joints_2d", COCO).joints, pixels[1:])
     assert (
         write_skeleton(tmp_path / "b.safetensors", COCO, pixels, None, (200, 100), max_empty=0.6)["persons"]
         == 2
@@ -225,7 +224,7 @@ def test_pyskl_there_and_back(tmp_path: Path, content, pixels, protocol):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"whole.safetensors", "alone.safetensors"}
     whole = read_skeleton(tmp_path / "out" / "whole.safetensors", "exo_joints_2d", COCO)
     assert np.allclose(whole.joints, pixels, atol=0.05) and whole.size.tolist() == [200, 100]
-    alone = read_joints(tmp_path / "out" / "alone.safetensors", "exo_joints_2d", COCO)
+    alone = read_skeleton(tmp_path / "out" / "alone.safetensors", "exo_joints_2d", COCO).joints
     assert np.array_equal(alone, pixels[:1])
 
 
@@ -242,7 +241,7 @@ def test_skeletons_in_space_keep_their_metres(tmp_path: Path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
     convert_pyskl(tmp_path / "a.pkl", "nturgbd-25", tmp_path)
     assert list(read_tensors(tmp_path / "a.safetensors")) == ["joints_3d"]
-    read = read_joints(tmp_path / "a.safetensors", "joints_3d", LAYOUTS["nturgbd-25"])
+    read = read_skeleton(tmp_path / "a.safetensors", "joints_3d", LAYOUTS["nturgbd-25"]).joints
     assert np.allclose(read, joints, atol=1e-6)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from uniego_utils.data.tables import MAX_LISTED
+from uniego_utils.data.tables import list_some
 
 Features = np.ndarray | Tensor
 Labels = Sequence | np.ndarray | Tensor
@@ -88,8 +88,11 @@ def rank_matches(
             labels or takes that do not fit the clips.
     """
     units = _unit_vectors(features, device, dtype)
-    order, codes, takes = _by_label(labels, takes, units)
-    units = units[order]
+    codes = _numbered(labels, len(units), "labels").to(units.device)
+    order = codes.argsort(stable=True)  # so that clips of one label are neighbours
+    units, codes = units[order], codes[order]
+    if takes is not None:
+        takes = _numbered(takes, len(units), "takes").to(units.device)[order]
     repeats, originals = _repeated(units)
     starts = torch.searchsorted(codes, codes)
     stops = torch.searchsorted(codes, codes, right=True)
@@ -207,21 +210,11 @@ def _unit_vectors(features: Features, device: str | torch.device, dtype: torch.d
         "zero: they have no direction": largest == 0,
     }.items():
         if wrong.any():
-            rows = wrong.flatten().nonzero().flatten().tolist()
-            more = f" and {len(rows) - MAX_LISTED} more" if len(rows) > MAX_LISTED else ""
-            listed = ", ".join(map(str, rows[:MAX_LISTED])) + more
+            rows = [str(row) for row in wrong.flatten().nonzero().flatten().tolist()]
+            listed = list_some(rows)
             raise ValueError(f"features of {len(rows)} of {len(values)} clips are {fault} (rows {listed})")
     values = values / largest  # squares of very large or very small numbers would leave their range
     return (values / values.norm(dim=1, keepdim=True)).to(dtype)
-
-
-def _by_label(labels: Labels, takes: Labels | None, units: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """An order in which clips of one label are neighbours, and their labels and takes in it, as numbers."""
-    codes = _numbered(labels, len(units), "labels").to(units.device)
-    order = codes.argsort(stable=True)
-    if takes is not None:
-        takes = _numbered(takes, len(units), "takes").to(units.device)[order]
-    return order, codes[order], takes
 
 
 def _numbered(values: Labels, count: int, what: str) -> Tensor:

@@ -14,13 +14,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from uniego_utils.data.tables import list_some
 from uniego_utils.runs import read_json
 from uniego_utils.unpickle import read_checkpoint
 
 CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")  # what the hub's repositories call their weights
 SUFFIXES = (".safetensors", ".pth", ".pyth", ".pt", ".bin")
 CONTAINERS = ("model_state", "state_dict", "model")  # where training checkpoints keep the weights
-MAX_LISTED = 12  # entries of a folder listed in an error
 
 
 def find_weights(name: str, weights: str) -> Path | None:
@@ -200,6 +200,4 @@ def state_digest(model: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def _listing(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return (", ".join(names[:MAX_LISTED]) or "nothing") + more
+    return list_some(sorted(entry.name for entry in folder.iterdir())) or "nothing"

@@ -19,6 +19,15 @@ KINDS = {dict: "a mapping", list: "a list", str: "a text", int: "an integer"}
 
 
 @dataclass(frozen=True)
+class Requirements:
+    """What the videos and clips of a dataset must be like: part of every builder's settings."""
+
+    fps: float | None = 30.0  # frame rate that video files must have; None: any
+    allow_portrait: bool = False  # pictures may be higher than wide
+    min_seconds: float = 0.1  # shorter clips are left out
+
+
+@dataclass(frozen=True)
 class Annotated:
     """The clips of a dataset as annotated.
 
@@ -29,13 +38,11 @@ class Annotated:
 
     clips: pd.DataFrame
     classes: tuple[str, ...]
+    requirements: Requirements
     segments: pd.DataFrame | None = None  # split, level, video_id, take, ego_video, start_s, end_s, label
     published: Mapping[str, int] = field(default_factory=dict)  # paper's clips: train (our val in it), test
     inferred: Mapping[str, str] = field(default_factory=dict)  # setting -> what was inferred, and from what
     skeleton: Callable[[pd.Series], dict[str, Tensor]] | None = None  # a clip's joints, or ValueError
-    fps: float | None = 30.0  # frame rate that video files must have; None: any
-    allow_portrait: bool = False  # pictures may be higher than wide
-    min_seconds: float = 0.1  # shorter clips are left out
 
 
 def read_annotation(path: Path, source: str, layout: str, kind: type = dict) -> dict | list:
@@ -51,8 +58,12 @@ def read_annotation(path: Path, source: str, layout: str, kind: type = dict) -> 
 
 def read_text(path: Path, source: str, layout: str) -> str:
     """Read a text, with or without the mark that spreadsheets put before it."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; get it from {source}; expected below data_root: {layout}"
+        )
     try:
-        return require_file(path, source, layout).read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; get it from {source}, in UTF-8") from None
 
@@ -123,15 +134,6 @@ def with_checked_times(clips: pd.DataFrame) -> pd.DataFrame:
         end_s=clips["end_s"].mask(absent, start),
         reason=reason.mask(absent, "no time in the annotation"),
     )
-
-
-def require_file(path: Path, source: str, layout: str) -> Path:
-    """The path, if there is such a file; otherwise an error that says where to get it."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; get it from {source}; expected below data_root: {layout}"
-        )
-    return path
 
 
 def split_off(clips: pd.DataFrame, by: str, share: float, split: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from uniego_utils.data.annotated import (
     Annotated,
+    Requirements,
     read_table,
     read_text,
     split_off,
@@ -44,7 +45,7 @@ INFERRED = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Requirements):
     """Which views are paired, and how frame numbers become seconds."""
 
     recordings: str = "recordings"  # folders below the data root
@@ -61,9 +62,6 @@ class Settings:
     pose_unit_m: float = 0.001  # inferred: published poses are in millimetres
     min_pose_share: float = 0.5  # of a clip's poses that must show both hands; the others are left out
     val_share: float = 0.1  # of the training sequences
-    fps: float | None = 30.0  # that videos must have; null: any
-    allow_portrait: bool = False
-    min_seconds: float = 0.1
 
 
 def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annotated:
@@ -111,13 +109,11 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     return Annotated(
         clips,
         classes,
+        settings,
         pd.concat(segments, ignore_index=True),
         {"train": 46202, "test": 15307},
         INFERRED,
         HandPoses(root / settings.poses, settings.pose_fps, settings.min_pose_share, settings.pose_unit_m),
-        settings.fps,
-        settings.allow_portrait,
-        settings.min_seconds,
     )
 
 

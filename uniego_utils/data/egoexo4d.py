@@ -12,6 +12,7 @@ import pandas as pd
 
 from uniego_utils.data.annotated import (
     Annotated,
+    Requirements,
     entry,
     number,
     read_annotation,
@@ -39,7 +40,7 @@ INFERRED = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Requirements):
     """Which steps become clips, and of which files."""
 
     label_map: str = "annotations"  # inferred: every id that occurs | benchmark: the ids in `mapping`
@@ -47,9 +48,6 @@ class Settings:
     downscaled: str = "downscaled/448"  # folder within frame_aligned_videos; "" for full size
     ego_rotate: int = 0  # inferred: degrees clockwise that make the glasses' videos upright
     val_share: float = 0.1  # of the training takes
-    fps: float | None = 30.0  # that videos must have; null: any
-    allow_portrait: bool = False
-    min_seconds: float = 0.1
 
 
 def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annotated:
@@ -98,12 +96,10 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     return Annotated(
         clips,
         classes or tuple(names.values()),
+        settings,
         segments[segments["label"].notna() & (segments["end_s"] > segments["start_s"])],
         {"train": 30660, "test": 9356},
         INFERRED,
-        fps=settings.fps,
-        allow_portrait=settings.allow_portrait,
-        min_seconds=settings.min_seconds,
     )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from uniego_utils.data.annotated import (
     Annotated,
+    Requirements,
     entry,
     number,
     read_annotation,
@@ -38,7 +39,7 @@ INFERRED = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Requirements):
     """How clips are made of records."""
 
     annotations: str = ""  # folder of the JSON files, below the data root
@@ -48,7 +49,6 @@ class Settings:
     val_share: float = 0.1  # of the training records
     fps: float = 30.0  # of the frame folders
     allow_portrait: bool = True  # inferred: the side cameras stand on end, so their pictures do when upright
-    min_seconds: float = 0.1
 
 
 def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annotated:
@@ -102,11 +102,9 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     return Annotated(
         split_off(with_checked_times(pd.DataFrame(rows)), "subject", settings.val_share, "val"),
         classes,
+        settings,
         published={"train": 3522, "test": 912},
         inferred=INFERRED,
-        fps=settings.fps,
-        allow_portrait=settings.allow_portrait,
-        min_seconds=settings.min_seconds,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uniego_utils.data.annotated import SPLITS, Annotated, read_table, split_off
+from uniego_utils.data.annotated import SPLITS, Annotated, Requirements, read_table, split_off
 from uniego_utils.data.tables import refuse_rows
 
 OPTIONAL = (
@@ -30,15 +30,13 @@ LAYOUT = f"labels.csv with the column ego_video and, as there are, {', '.join(OP
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Requirements):
     """Where the table lies, and how its clips are split if it does not say so."""
 
     labels: str = "labels.csv"  # below the data root; paths in it are relative to the data root
     val_share: float = 0.15  # of the people, or of the videos where no subject is given
     test_share: float = 0.15
     fps: float | None = None  # that videos must have; null: any
-    allow_portrait: bool = False
-    min_seconds: float = 0.1
 
 
 def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annotated:
@@ -87,14 +85,8 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     else:
         rows["clip_id"] = [f"clip_{number:06d}" for number in range(len(rows))]
     clips = rows.assign(reason=np.nan).reset_index(drop=True)
-    return Annotated(
-        clips,
-        classes or tuple(sorted(clips["label"].unique())),
-        inferred=inferred,
-        fps=settings.fps,
-        allow_portrait=settings.allow_portrait,
-        min_seconds=settings.min_seconds,
-    )
+    classes = classes or tuple(sorted(clips["label"].unique()))
+    return Annotated(clips, classes, settings, inferred=inferred)
 
 
 def _read_numbers(rows: pd.DataFrame, path: Path) -> None:

@@ -144,8 +144,8 @@ class Skeleton:
     size: Tensor | None  # (2,) width and height in pixels of the picture; None: not in the file
 
 
-def read_joints(path: Path, name: str, layout: Layout) -> Tensor:
-    """Tensor `name` of a skeleton file, as (M, T, V, 2 or 3); a single person's has M = 1.
+def read_skeleton(path: Path, name: str, layout: Layout) -> Skeleton:
+    """Joints `name` of a skeleton file with their scores and picture size; a single person's have M = 1.
 
     Persons of zeros alone, with whom other tools fill the axis, are left away.
 
@@ -153,11 +153,6 @@ def read_joints(path: Path, name: str, layout: Layout) -> Tensor:
         ValueError: not there, no frames, another number of joints, not finite, or all zero: an estimator's
             way to say that it found nobody.
     """
-    return read_skeleton(path, name, layout).joints
-
-
-def read_skeleton(path: Path, name: str, layout: Layout) -> Skeleton:
-    """Joints `name` of a skeleton file with their scores and picture size; raises like `read_joints`."""
     tensors = read_tensors(path)
     cure = "extract this clip's skeleton again or drop the clip"
     if name not in tensors:
@@ -311,9 +306,7 @@ def skeleton_file(clip_id: str) -> PurePosixPath:
 # --- converters
 
 
-def convert_pyskl(
-    path: Path, layout: str, folder: Path, view: str = "exo", max_empty: float = MAX_EMPTY
-) -> pd.DataFrame:
+def convert_pyskl(path: Path, layout: str, folder: Path) -> pd.DataFrame:
     """Convert a pickle in the format of pyskl to `<folder>/<frame_dir>.safetensors`, a file a clip.
 
     The pickle holds `split` (names by split) and `annotations` with `frame_dir`, `label`, `keypoint`
@@ -346,18 +339,14 @@ def convert_pyskl(
             raise ValueError(f"{path} has two annotations of {clip_id}; remove one of them")
         rows[clip_id] = {"splits": " ".join(splits.pop(clip_id, [])), "label": annotation["label"]}
         height, width = np.asarray(annotation.get("img_shape", (0, 0)))
-        rows[clip_id] |= _convert(
-            joints, folder, clip_id, annotation["keypoint"], annotation.get("keypoint_score"),
-            (width, height), view, max_empty,
-        )  # fmt: skip
+        keypoint, scores = annotation["keypoint"], annotation.get("keypoint_score")
+        rows[clip_id] |= _convert(joints, folder, clip_id, keypoint, scores, (width, height))
     for clip_id, names in splits.items():
         rows[clip_id] = {"splits": " ".join(names), "skeleton": "", "reason": "no annotation"}
     return pd.DataFrame([{"clip_id": clip_id, **row} for clip_id, row in rows.items()])
 
 
-def convert_npz(
-    paths: Iterable[Path], layout: str, folder: Path, view: str = "exo", max_empty: float = MAX_EMPTY
-) -> pd.DataFrame:
+def convert_npz(paths: Iterable[Path], layout: str, folder: Path) -> pd.DataFrame:
     """Convert npz files, one a clip, to `<folder>/<name>.safetensors`.
 
     Each holds `keypoint` ([M,] T, V, 2 or 3) and, where these are pixels, `size` (width, height) and perhaps
@@ -384,10 +373,8 @@ def convert_npz(
         keypoint, scores = arrays["keypoint"], arrays.get("keypoint_score")
         if keypoint.ndim == 3:
             keypoint, scores = keypoint[None], None if scores is None else scores[None]
-        rows[path.stem] = _convert(
-            layout_of(layout), folder, path.stem, keypoint, scores, tuple(arrays.get("size", (0, 0))),
-            view, max_empty,
-        )  # fmt: skip
+        size = arrays.get("size", (0, 0))
+        rows[path.stem] = _convert(layout_of(layout), folder, path.stem, keypoint, scores, size)
     return pd.DataFrame([{"clip_id": clip_id, **row} for clip_id, row in rows.items()])
 
 
@@ -397,12 +384,8 @@ def _convert(
     clip_id: str,
     joints: np.ndarray,
     scores: np.ndarray | None,
-    size: tuple[int, int],
-    view: str,
-    max_empty: float,
+    size: Iterable[int],
 ) -> dict[str, object]:
     name = skeleton_file(clip_id)
-    record = write_skeleton(
-        Path(folder) / name, layout, joints, scores, tuple(map(int, size)), view, max_empty
-    )
+    record = write_skeleton(Path(folder) / name, layout, joints, scores, tuple(map(int, size)))
     return {"skeleton": "" if record["reason"] else str(name), **record}

@@ -1,8 +1,8 @@
 """From a dataset's official annotations and the videos on disk to manifests without a single unusable clip.
 
-A builder is a module with `Settings`, a frozen dataclass, and `annotated(root, settings, classes)`, which
-reads the annotations of one dataset. To add one, write its module and give the card its dotted path as
-`builder`; to give it a short name, add a line to BUILDERS.
+A builder is a module with `Settings`, frozen `Requirements` with fields of its own, and `annotated(root,
+settings, classes)`, which reads the annotations of one dataset. To add one, write its module and give the card
+its dotted path as `builder`; to give it a short name, add a line to BUILDERS.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from uniego_utils.cards import CLASSES_FILE, Card
-from uniego_utils.data.annotated import SPLITS, Annotated
+from uniego_utils.data.annotated import SPLITS, Annotated, Requirements
 from uniego_utils.data.inventory import ABSENT, inspect_videos
 from uniego_utils.data.manifests import REQUIRED_COLUMNS, Manifest, find_file
 from uniego_utils.data.skeletons import layout_of, skeleton_fault
@@ -124,21 +124,24 @@ def write_manifests(
     for view in card.views:  # so that a file that changes afterwards is noticed
         usable[f"{view}_bytes"] = usable[f"{view}_video"].map(sizes).astype("Int64")
     for column in [name for name in usable if name.endswith("skeleton")]:
-        usable[f"{column}_digest"] = [_content(name, root, folder) for name in usable[column]]
-    _require_all(card, usable, folder)
+        usable[f"{column}_digest"] = [  # files are small, and another skeleton is another manifest
+            name if pd.isna(name) else digest(find_file(name, folder, Path(root)))[:12]
+            for name in usable[column]
+        ]
+    if empty := [split for split in SPLITS if not (usable["split"] == split).any()]:
+        raise ValueError(
+            f"{card.name}: no usable clips in {', '.join(empty)}; see {folder / 'reasons.csv'} and the "
+            f"settings val_share and test_share of its builder"
+        )
     for split in SPLITS:
         rows = usable[usable["split"] == split].drop(columns="split").dropna(axis=1, how="all")
-        _write_csv(folder / f"{split}.csv", rows.reindex(columns=_ordered(rows)))
+        columns = [*REQUIRED_COLUMNS, *(name for name in rows if name not in REQUIRED_COLUMNS)]
+        _write_csv(folder / f"{split}.csv", rows.reindex(columns=columns))
     if segments is not None:
         _write_csv(folder / "segments.csv", segments)
     write_json(folder / CLASSES_FILE, list(annotated.classes))
     absent = tuple(name for name in annotated.classes if name not in set(usable["label"]))
     return Summary(_counts(clips, usable, annotated.published), reasons, annotated.inferred, absent)
-
-
-def _content(name: str | float, root: Path, folder: Path) -> str | float:
-    """The digest of a skeleton file, which is small: another skeleton is another manifest."""
-    return name if pd.isna(name) else digest(find_file(name, Path(folder), Path(root)))[:12]
 
 
 def _without_untrained(clips: pd.DataFrame) -> pd.DataFrame:
@@ -168,10 +171,10 @@ def _reason(
     if clip["label"] not in annotated.classes:
         return "label outside the classes"
     for view in card.views:
-        if fault := _video_fault(clip, view, videos, annotated):
+        if fault := _video_fault(clip, view, videos, annotated.requirements):
             return fault
-    if not clip["end_s"] - clip["start_s"] >= annotated.min_seconds or clip["start_s"] < 0:
-        return f"shorter than {annotated.min_seconds} s"
+    if not clip["end_s"] - clip["start_s"] >= annotated.requirements.min_seconds or clip["start_s"] < 0:
+        return f"shorter than {annotated.requirements.min_seconds} s"
     skeleton = clip.get("skeleton", np.nan)
     if not pd.isna(skeleton):
         path = Path(root) / skeleton
@@ -180,7 +183,9 @@ def _reason(
     return np.nan
 
 
-def _video_fault(clip: Mapping, view: str, videos: Mapping[str, dict], annotated: Annotated) -> str | None:
+def _video_fault(
+    clip: Mapping, view: str, videos: Mapping[str, dict], requirements: Requirements
+) -> str | None:
     """Why a clip's video from a view cannot be used; None: it can."""
     path = clip[f"{view}_video"]
     if pd.isna(path) or videos[path]["fault"] == ABSENT:
@@ -193,7 +198,7 @@ def _video_fault(clip: Mapping, view: str, videos: Mapping[str, dict], annotated
     if rotate and video["rotation"]:  # decord turns by the header, so the pictures would be turned twice
         return "rotated by its header"
     sides = (video["width"], video["height"]) if rotate % 180 == 0 else (video["height"], video["width"])
-    if sides[0] < sides[1] and not annotated.allow_portrait:
+    if sides[0] < sides[1] and not requirements.allow_portrait:
         return "portrait picture"
     seconds = video["seconds"]
     if pd.isna(seconds):  # a folder of pictures
@@ -201,8 +206,8 @@ def _video_fault(clip: Mapping, view: str, videos: Mapping[str, dict], annotated
         if pd.isna(rate):
             return f"no {view}_fps for its folder of pictures"
         seconds = video["frames"] / rate
-    elif annotated.fps and abs(video["fps"] / annotated.fps - 1) > FPS_TOLERANCE:
-        return f"frame rate {video['fps']:.1f}, expected {annotated.fps:.1f}"
+    elif requirements.fps and abs(video["fps"] / requirements.fps - 1) > FPS_TOLERANCE:
+        return f"frame rate {video['fps']:.1f}, expected {requirements.fps:.1f}"
     if seconds < clip["end_s"] - SPAN_TOLERANCE_S or seconds <= clip["start_s"]:
         return "video ends before its annotation"
     return None
@@ -263,7 +268,7 @@ def _usable_segments(
         return None, pd.DataFrame()
     faults = {}
     for clip in segments.to_dict("records"):
-        if fault := _video_fault(clip, "ego", videos, annotated):
+        if fault := _video_fault(clip, "ego", videos, annotated.requirements):
             faults.setdefault((clip["level"], clip["video_id"]), {**clip, "reason": f"segmentation: {fault}"})
     keys = pd.MultiIndex.from_frame(segments[["level", "video_id"]])
     unusable = pd.DataFrame([{**row, "clip_id": row["video_id"]} for row in faults.values()])
@@ -289,44 +294,17 @@ def _report(
     shares = [(clips["reason"].notna() & ~by_rule).mean()]
     if annotated.segments is not None:
         shares.append(len(unusable) / annotated.segments.groupby(["level", "video_id"]).ngroups)
-    if max(shares) > allowed:
-        raise ValueError(_refusal(card, clips, missing, reasons, max(shares), allowed, folder))
-    return reasons
-
-
-def _refusal(
-    card: Card,
-    clips: pd.DataFrame,
-    missing: pd.DataFrame,
-    reasons: pd.DataFrame,
-    share: float,
-    allowed: float,
-    folder: Path,
-) -> str:
+    if (share := max(shares)) <= allowed:
+        return reasons
     counts = reasons.groupby("reason")["clips"].sum().sort_values(ascending=False)
     causes = "; ".join(f"{count} x {reason}" for reason, count in counts.head(2 * MAX_LISTED).items())
-    unusable = clips["reason"].notna().sum()
-    videos = f" and {len(missing) - unusable} videos to segment" if len(missing) > unusable else ""
-    names = list_some(list(missing["clip_id"]))
-    return (
-        f"{card.name}: {unusable} of {len(clips)} clips{videos} cannot be used ({causes}); they are "
-        f"{names}, all in {folder / 'missing.csv'}; fetch their files again, or do without them by "
-        f"allow_missing={np.ceil(share * 1000) / 1000:g} (now {allowed:g})"
+    videos = f" and {len(unusable)} videos to segment" if len(unusable) else ""
+    raise ValueError(
+        f"{card.name}: {len(missing) - len(unusable)} of {len(clips)} clips{videos} cannot be used "
+        f"({causes}); they are {list_some(list(missing['clip_id']))}, all in {folder / 'missing.csv'}; fetch "
+        f"their files again, or do without them by allow_missing={np.ceil(share * 1000) / 1000:g} "
+        f"(now {allowed:g})"
     )
-
-
-def _require_all(card: Card, usable: pd.DataFrame, folder: Path) -> None:
-    """Every split has clips, or an error."""
-    if empty := [split for split in SPLITS if not (usable["split"] == split).any()]:
-        raise ValueError(
-            f"{card.name}: no usable clips in {', '.join(empty)}; see {folder / 'reasons.csv'} and the "
-            f"settings val_share and test_share of its builder"
-        )
-
-
-def _ordered(rows: pd.DataFrame) -> list[str]:
-    """The manifest's columns: required ones first, whatever else the builder gave after them."""
-    return [*REQUIRED_COLUMNS, *(name for name in rows if name not in REQUIRED_COLUMNS)]
 
 
 def _counts(clips: pd.DataFrame, usable: pd.DataFrame, published: Mapping[str, int]) -> pd.DataFrame:

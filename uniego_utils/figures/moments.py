@@ -8,7 +8,7 @@ from torch import Tensor
 
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.preparation import skeleton_columns
-from uniego_utils.data.skeletons import Layout, layout_of, read_joints
+from uniego_utils.data.skeletons import Layout, layout_of, read_skeleton
 from uniego_utils.data.video import frame_indices, open_clip, sample_times
 from uniego_utils.experiment import Experiment
 from uniego_utils.runs import read_tensors
@@ -21,7 +21,7 @@ def joints_in_picture(experiment: Experiment, manifest: Manifest, row: int) -> t
         if column in manifest.rows and pd.notna(manifest.rows[column][row]):
             path = manifest.path(row, column)
             if "exo_joints_2d" in read_tensors(path):
-                return read_joints(path, "exo_joints_2d", layout_of(name))[0], layout_of(name)
+                return read_skeleton(path, "exo_joints_2d", layout_of(name)).joints[0], layout_of(name)
     return None
 
 

@@ -55,7 +55,7 @@ def segment_metrics(
         )
         if len(guess) != len(real):
             raise ValueError(f"video {number}: {len(guess)} predicted frames, but {len(real)} true ones")
-        if len({_kind(labels) for labels in (guess, real, ignored) if len(labels)}) > 1:
+        if len({labels.dtype.kind in "biuf" for labels in (guess, real, ignored) if len(labels)}) > 1:
             raise ValueError(
                 f"video {number}: predictions, truth and background are not all names or all numbers"
             )
@@ -131,10 +131,6 @@ def _labels(background: Background) -> np.ndarray:
     if background is None:
         return np.array([])
     return np.asarray(list(background) if isinstance(background, Set) else background).ravel()
-
-
-def _kind(labels: np.ndarray) -> str:
-    return "numbers" if labels.dtype.kind in "biuf" else "names"
 
 
 def frame_errors(

@@ -32,10 +32,7 @@ class Timeline:
     end_s: float
     segments: tuple[tuple[float, float, str], ...]  # start, end in seconds; label; in order of their start
     exo_path: Path | None = None
-    fps: tuple[float | None, float | None] = (
-        None,
-        None,
-    )  # of ego and exo, where they are folders of pictures
+    fps: tuple[float | None, float | None] = (None, None)  # of ego and exo folders of pictures
     rotate: tuple[int, int] = (0, 0)  # degrees clockwise that make ego and exo pictures upright
 
     @property

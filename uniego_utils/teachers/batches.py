@@ -70,20 +70,6 @@ def subtract_background(frames: Tensor) -> Tensor:
     return (frames.short() - median.short() + 128).clamp_(0, 255).to(torch.uint8)
 
 
-class Spans(ClipDataset):
-    """Clips of the job's view; if wanted without their background, which takes all frames of the span."""
-
-    def __init__(self, job: Job, manifest: Manifest, remove_background: bool, **video_changes: object):
-        video = replace(job.preset.video, **video_changes)
-        super().__init__(manifest, job.view, video, whole_span=remove_background)
-        self.remove_background = remove_background
-
-    def decode_span(self, row: int) -> tuple[Tensor, float, int]:
-        """A clip's frames (T, 3, H, W) uint8, their rate, and the number of the first."""
-        frames, fps, first = super().decode_span(row)
-        return subtract_background(frames) if self.remove_background else frames, fps, first
-
-
 @dataclass(frozen=True)
 class EvaluationClips(Dataset):
     """Clips as a video encoder is evaluated on them: item `row` is (3, T, S, S) float32."""

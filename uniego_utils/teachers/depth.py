@@ -19,13 +19,10 @@ from uniego_utils.teachers.fitting import fit_tensors
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(images.Settings):
     """Sizes of encoder and decoder, and what they are shown."""
 
-    num_frames: int = 16
-    subtract_background: bool = False  # of the RGB input; for static cameras
     pooling: str = "mean_std_speed"  # over windows of frames
-    mirror: bool = True  # features are means over the clip and its mirror image
     context: int = 1  # consecutive frames that one code explains
     stride: int = 1  # frames between windows when features are extracted
     channels: tuple[int, ...] = (16, 32, 64, 128)  # of the encoder's strided convolutions

@@ -14,7 +14,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from uniego_utils.backbones.pretrained import load_transformers, locate_weights
-from uniego_utils.data.manifests import Manifest
 from uniego_utils.runs import read_json
 from uniego_utils.teachers.batches import Job
 from uniego_utils.teachers.foundation import FrameClips, shown, vit_images
@@ -103,9 +102,7 @@ def check_statistics(folder: Path) -> None:
             )
 
 
-def clips(job: Job, manifest: Manifest) -> FrameClips:
-    """Item `row` is (T, 3, S, S) uint8."""
-    return FrameClips(job, manifest)
+clips = FrameClips
 
 
 def encode(model: DepthFeatures, clips: Tensor, job: Job) -> Tensor:

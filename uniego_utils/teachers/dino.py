@@ -18,13 +18,9 @@ from uniego_utils.teachers.fitting import fit_tensors
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(images.Settings):
     """Sizes of the ViT and the head, views, temperatures."""
 
-    num_frames: int = 16
-    subtract_background: bool = False  # for static cameras
-    pooling: str = "mean"  # over frames
-    mirror: bool = True  # features are means over the clip and its mirror image
     depth: int = 3
     heads: int = 3
     prototypes: int = 256  # K, outputs of the head
@@ -42,20 +38,15 @@ class Settings:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-class Dino(nn.Module):
+class Dino(images.FrameViT):
     """ViT and projection head. Views (B, V, 3, S, S) -> features (B, width), scores (B, V, K)."""
 
     def __init__(self, width: int, image_size: int, settings: Settings):
-        super().__init__()
-        self.vit = images.create_vit(image_size, width, settings.depth, settings.heads)
+        super().__init__(image_size, width, settings.depth, settings.heads)
         self.project = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, settings.bottleneck)
         )
         self.prototypes = nn.Linear(settings.bottleneck, settings.prototypes, bias=False)
-
-    def encode(self, clips: Tensor) -> Tensor:
-        """Clips or views (B, T, 3, S, S) -> class tokens (B, T, width)."""
-        return self.vit.forward_features(clips.flatten(0, 1))[:, 0].unflatten(0, clips.shape[:2])
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Views of clips -> features of the first view, and scores of every view against the prototypes."""

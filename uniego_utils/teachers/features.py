@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from uniego_utils.data.manifests import Manifest
-from uniego_utils.data.tables import MAX_LISTED
+from uniego_utils.data.tables import list_some
 from uniego_utils.runs import FEATURE_PACKAGES, read_notes, read_tensors, write_tensors
 
 
@@ -18,8 +18,7 @@ def check_features(features: Tensor, clip_ids: list[str], width: int, where: str
         ValueError: not (clips, width), non-finite values, or clips whose vector is constant; counts and names
             the clips.
     """
-    if features.shape != (len(clip_ids), width):
-        expected = (len(clip_ids), width)
+    if features.shape != (expected := (len(clip_ids), width)):
         raise ValueError(
             f"{where}: expected features {expected} for (clips, width), got {tuple(features.shape)}"
         )
@@ -28,10 +27,9 @@ def check_features(features: Tensor, clip_ids: list[str], width: int, where: str
         "a constant feature vector": (features == features[:, :1]).all(1),
     }.items():
         if wrong.any():
-            names = [clip_ids[row] for row in wrong.nonzero().flatten()[:MAX_LISTED].tolist()]
+            names = [clip_ids[row] for row in wrong.nonzero().flatten().tolist()]
             raise ValueError(
-                f"{where}: {int(wrong.sum())} of {len(clip_ids)} clips have {fault} "
-                f"({', '.join(names)}{', ...' if wrong.sum() > MAX_LISTED else ''}); "
+                f"{where}: {len(names)} of {len(clip_ids)} clips have {fault} ({list_some(names)}); "
                 f"check these clips' files, then extract this teacher again"
             )
     if len(clip_ids) > 1 and (features == features[:1]).all():

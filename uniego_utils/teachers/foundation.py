@@ -157,9 +157,7 @@ def build(job: Job) -> VisionTransformer:
     return model
 
 
-def clips(job: Job, manifest: Manifest) -> FrameClips:
-    """Item `row` is (T, 3, S, S) uint8."""
-    return FrameClips(job, manifest)
+clips = FrameClips
 
 
 def encode(model: nn.Module, clips: Tensor, job: Job) -> Tensor:

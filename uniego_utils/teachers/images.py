@@ -1,6 +1,6 @@
 """What the image teachers share: a small ViT, frames in memory, augmentation, pooling over frames."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -19,6 +19,16 @@ STEM = (16, 32, 64)  # channels of the convolutional stem before the tokens
 POOLINGS = {"mean": 1, "mean_std": 2, "mean_std_speed": 3}  # name -> width over the frames' width
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What an image teacher is shown, and how its frames' features become a clip's."""
+
+    num_frames: int = 16
+    subtract_background: bool = False  # of the RGB input; for static cameras
+    pooling: str = "mean"  # over frames
+    mirror: bool = True  # features are means over the clip and its mirror image
+
+
 class StemEmbed(ConvStem):
     """The suite's convolutional stem, with what timm's ViT asks of a patch embedding."""
 
@@ -27,11 +37,19 @@ class StemEmbed(ConvStem):
         self.num_patches = (img_size // patch_size) ** 2
 
 
-def create_vit(image_size: int, width: int, depth: int, heads: int) -> VisionTransformer:
-    """A ViT with random weights: images (B, 3, S, S) -> tokens by `forward_features`, (B, 1 + N, width)."""
-    return VisionTransformer(
-        image_size, PATCH, num_classes=0, embed_dim=width, depth=depth, num_heads=heads, embed_layer=StemEmbed
-    )
+class FrameViT(nn.Module):
+    """A small ViT with random weights, to look at frames one by one."""
+
+    def __init__(self, image_size: int, width: int, depth: int, heads: int):
+        super().__init__()
+        self.vit = VisionTransformer(
+            image_size, PATCH, num_classes=0, embed_dim=width, depth=depth, num_heads=heads,
+            embed_layer=StemEmbed,
+        )  # fmt: skip
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """Clips (B, T, 3, S, S) -> class tokens (B, T, width)."""
+        return self.vit.forward_features(clips.flatten(0, 1))[:, 0].unflatten(0, clips.shape[:2])
 
 
 class SquareFrames(Dataset):

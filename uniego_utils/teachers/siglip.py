@@ -22,13 +22,9 @@ PADDING = 0  # token
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(images.Settings):
     """Sizes of both towers."""
 
-    num_frames: int = 16
-    subtract_background: bool = False  # for static cameras
-    pooling: str = "mean"  # over frames
-    mirror: bool = True  # features are means over the clip and its mirror image
     depth: int = 3
     heads: int = 3
     text_width: int = 64
@@ -76,17 +72,12 @@ class TextTower(nn.Module):
         return self.project(x.sum(1) / there.sum(1).clamp(min=1))
 
 
-class ImageTower(nn.Module):
+class ImageTower(images.FrameViT):
     """Frames (B, F, 3, S, S) -> features (B, width) and embeddings (B, embedding), means over the frames."""
 
     def __init__(self, width: int, image_size: int, settings: Settings):
-        super().__init__()
-        self.vit = images.create_vit(image_size, width, settings.depth, settings.heads)
+        super().__init__(image_size, width, settings.depth, settings.heads)
         self.project = nn.Linear(width, settings.embedding)
-
-    def encode(self, clips: Tensor) -> Tensor:
-        """Clips (B, T, 3, S, S) -> class tokens (B, T, width)."""
-        return self.vit.forward_features(clips.flatten(0, 1))[:, 0].unflatten(0, clips.shape[:2])
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """clips (B, T, 3, S, S) -> features (B, width), embeddings (B, E)."""

@@ -44,9 +44,7 @@ class Crops(foundation.FrameClips):
         return crop(frames, boxes[rows], self.settings.image_size)
 
 
-def clips(job: Job, manifest: Manifest) -> Crops:
-    """Item `row` is (T, 3, S, S) uint8."""
-    return Crops(job, manifest)
+clips = Crops
 
 
 def notes(job: Job) -> dict[str, str]:

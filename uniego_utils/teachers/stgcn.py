@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import shortest_path
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from uniego_utils.cards import TrainConfig
 from uniego_utils.data.manifests import Manifest
-from uniego_utils.data.skeletons import Layout, layout_of, read_joints, read_skeleton
+from uniego_utils.data.skeletons import Layout, layout_of, read_skeleton
 from uniego_utils.objectives import Classification
 from uniego_utils.teachers.batches import Job, require_column
 from uniego_utils.teachers.fitting import fit_tensors
@@ -45,18 +47,10 @@ class Settings:
 
 def hops(layout: Layout) -> np.ndarray:
     """(V,) number of bones between each joint and the centre."""
-    distance = np.full(len(layout.joints), -1)
-    distance[layout.centre] = 0
-    reached = [layout.centre]
-    for joint in reached:
-        for bone in layout.bones:
-            if joint in bone:
-                other = bone[0] + bone[1] - joint
-                if distance[other] < 0:
-                    distance[other] = distance[joint] + 1
-                    reached.append(other)
-    if (distance < 0).any():
-        loose = [name for name, hop in zip(layout.joints, distance, strict=True) if hop < 0]
+    count, (starts, ends) = len(layout.joints), np.transpose(layout.bones)
+    bones = coo_array((np.ones(len(starts)), (starts, ends)), (count, count))
+    distance = shortest_path(bones, directed=False, unweighted=True, indices=layout.centre)
+    if loose := [name for name, hop in zip(layout.joints, distance, strict=True) if np.isinf(hop)]:
         raise ValueError(
             f"joints {', '.join(loose)} hang on no bone that leads to {layout.joints[layout.centre]}"
         )
@@ -157,7 +151,7 @@ class STGCN(nn.Module):
 
 
 class Skeletons(Dataset):
-    """A clip's skeletons resampled in time: item `row` is (M, T, V, 3).
+    """A clip's skeletons resampled in time: item `row` is (M, T, V, 3) float32.
 
     3-D joints are metres; the first person's centre joint lies above the origin in the first frame, as where
     in the room somebody stands says nothing. 2-D joints are x, y relative to the picture's centre and half
@@ -179,15 +173,15 @@ class Skeletons(Dataset):
 
     def __getitem__(self, row: int) -> Tensor:
         path, source = self.manifest.path(row, self.settings.skeleton), self.settings.source
+        skeleton = read_skeleton(path, source, self.layout)
+        joints = skeleton.joints
         if source == "joints_3d":
-            joints = read_joints(path, source, self.layout)
             joints = joints - joints[0, 0, self.layout.centre] * torch.tensor([1.0, 0.0, 1.0])
         else:
-            skeleton = read_skeleton(path, source, self.layout)
             if skeleton.scores is None or skeleton.size is None:
                 raise ValueError(f"{path}: {source} lacks scores or `size`; extract the skeletons again")
             half = skeleton.size / 2
-            joints = torch.cat([(skeleton.joints - half) / half, skeleton.scores[..., None]], -1)
+            joints = torch.cat([(joints - half) / half, skeleton.scores[..., None]], -1)
         joints = joints[: self.settings.persons, sample_rows(joints.shape[1], self.settings.num_frames)]
         return F.pad(joints, (0, 0, 0, 0, 0, 0, 0, self.settings.persons - len(joints)))
 
@@ -254,9 +248,7 @@ def train(model: STGCN, job: Job, manifest: Manifest) -> list[dict]:
     return fit_tensors(job, model, Classification(job.settings.train.label_smoothing), tensors, augment)
 
 
-def clips(job: Job, manifest: Manifest) -> Skeletons:
-    """Item `row` is (M, T, V, 3) float32."""
-    return Skeletons(job, manifest)
+clips = Skeletons
 
 
 def encode(model: STGCN, clips: Tensor, job: Job) -> Tensor:

@@ -4,7 +4,7 @@ The paper's teacher is a TimeSformer-B of 768 features (section 4.1), presumably
 Kinetics-400 weights (inferred); on the embedded benchmark it is as small as the student.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from uniego_utils.cards import TrainConfig
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import ClipDataset, loader
 from uniego_utils.objectives import Classification
-from uniego_utils.teachers.batches import EvaluationClips, Job, Spans
+from uniego_utils.teachers.batches import EvaluationClips, Job, subtract_background
 from uniego_utils.teachers.fitting import fit_batches
 
 
@@ -48,39 +48,41 @@ def build(job: Job) -> TimeSformer:
     return TimeSformer(len(job.card.classes), settings.num_frames, job.preset.video.image_size, **sizes)
 
 
-def spans(job: Job, manifest: Manifest) -> ClipDataset:
-    """The clips that the network is trained on."""
-    settings: Settings = job.settings
-    return Spans(job, manifest, settings.subtract_background, num_frames=settings.num_frames)
+class Spans(ClipDataset):
+    """Clips of the job's view; if wanted without their background, which takes all frames of the span."""
+
+    def __init__(self, job: Job, manifest: Manifest):
+        self.remove_background = job.settings.subtract_background
+        video = replace(job.preset.video, num_frames=job.settings.num_frames)
+        super().__init__(manifest, job.view, video, whole_span=self.remove_background)
+
+    def decode_span(self, row: int) -> tuple[Tensor, float, int]:
+        """A clip's frames (T, 3, H, W) uint8, their rate, and the number of the first."""
+        frames, fps, first = super().decode_span(row)
+        return subtract_background(frames) if self.remove_background else frames, fps, first
 
 
 def train_on(dataset: ClipDataset, model: TimeSformer, job: Job) -> list[dict]:
     """Fit with cross-entropy; the history, a record an epoch."""
-    config: TrainConfig = job.settings.train
-    take_start(model, job)
+    config, start = job.settings.train, job.settings.start
+    if start == "imagenet":
+        pretrained_start(model, job.weights)
+    elif start:
+        from_kinetics(model, kinetics_weights(start, job.weights))
     if job.preset.video.cache:
         dataset.preload(job.progress)
     batches = partial(loader, dataset, config.batch_size, job.seed)
     return fit_batches(job, model, Classification(config.label_smoothing), batches)
 
 
-def take_start(model: TimeSformer, job: Job) -> None:
-    """Give the network the weights that training starts from."""
-    start = job.settings.start
-    if start == "imagenet":
-        pretrained_start(model, job.weights)
-    elif start:
-        from_kinetics(model, kinetics_weights(start, job.weights))
-
-
 def train(model: TimeSformer, job: Job, manifest: Manifest) -> list[dict]:
     """Fit with cross-entropy; the history, a record an epoch."""
-    return train_on(spans(job, manifest), model, job)
+    return train_on(Spans(job, manifest), model, job)
 
 
 def clips(job: Job, manifest: Manifest) -> EvaluationClips:
     """Item `row` is (3, T, S, S) float32, normalised."""
-    return EvaluationClips(spans(job, manifest))
+    return EvaluationClips(Spans(job, manifest))
 
 
 def encode(model: TimeSformer, clips: Tensor, job: Job) -> Tensor:
