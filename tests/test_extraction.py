@@ -92,11 +92,11 @@ CPU = [torch.device("cpu")]
 
 def whole(job, model, manifest: Manifest) -> torch.Tensor:
     """All features at once: what shards have to add up to."""
-    dataset = teachers.MODULES[job.teacher.model].clips(job, manifest)
+    dataset = teachers.teacher_module(job.teacher.model).clips(job, manifest)
     with torch.inference_mode():
         return torch.cat(
             [
-                teachers.MODULES[job.teacher.model].encode(model, dataset[row][None], job)
+                teachers.teacher_module(job.teacher.model).encode(model, dataset[row][None], job)
                 for row in range(len(dataset))
             ]
         )
@@ -130,7 +130,7 @@ def test_workers_decode_the_same_clips(fitted, tmp_path):
 
 def test_an_interruption_loses_the_shard_in_the_making_alone(fitted, tmp_path, monkeypatch):
     job, model, manifest = fitted
-    module, seen = teachers.MODULES["timesformer"], []
+    module, seen = teachers.teacher_module("timesformer"), []
     original = module.encode
 
     def stops(model, clips, job):
@@ -152,7 +152,7 @@ def test_an_interruption_loses_the_shard_in_the_making_alone(fitted, tmp_path, m
 
 def test_a_feature_that_is_not_finite_stops_at_its_shard_by_name(fitted, tmp_path, monkeypatch):
     job, model, manifest = fitted
-    module = teachers.MODULES["timesformer"]
+    module = teachers.teacher_module("timesformer")
     original = module.encode
     bad = whole(job, model, manifest)[7]
 
@@ -173,7 +173,7 @@ def test_a_damaged_clip_stops_the_extraction_by_name(card, tmp_path):
     job = teachers.plan("ego_rgb", card, card.preset(), progress=False)
     (tmp_path / "train_4" / "2.png").write_bytes(b"nothing")
     with pytest.raises(VideoError, match="train_4/2.png is damaged"):
-        extract(job, teachers.MODULES["timesformer"].build(job), manifest, tmp_path, CPU, 2)
+        extract(job, teachers.teacher_module("timesformer").build(job), manifest, tmp_path, CPU, 2)
     assert len(list((tmp_path / "shards").iterdir())) == 2
 
 
@@ -248,7 +248,7 @@ def test_a_teacher_answers_by_itself_with_its_own_classifier(experiment):
     manifest = experiment.manifest("val")
     right, loss = 0, 0.0
     with torch.inference_mode():
-        for row, clip in enumerate(teachers.MODULES["timesformer"].clips(job, manifest)):
+        for row, clip in enumerate(teachers.teacher_module("timesformer").clips(job, manifest)):
             logits = model(clip[None])[1][0]
             label = manifest.labels[row]
             right += int(logits.argmax() == label)

@@ -6,7 +6,7 @@ import pytest
 from trees import FPS, build_assembly, build_egoexo4d, gratings, halve, write_video
 
 from uniego_utils.cards import load_card
-from uniego_utils.data.usable import BUILDERS, write_manifests
+from uniego_utils.data.usable import builder_module, write_manifests
 from uniego_utils.data.video import VideoError
 from uniego_utils.segmentation.timelines import (
     BACKGROUND,
@@ -169,7 +169,7 @@ def test_missing_and_broken_videos_are_refused(videos, tmp_path):
 def test_segments_of_published_datasets_load(name, levels, tmp_path):
     root, out = tmp_path / "root", tmp_path / "out"
     {"assembly101": build_assembly, "egoexo4d": build_egoexo4d}[name](root)
-    module = BUILDERS[name]
+    module = builder_module(name)
     card = load_card(name)
     annotated = module.annotated(root, module.Settings(), ())
     write_manifests(card, annotated, root, out, workers=1, progress=False)
@@ -200,7 +200,7 @@ def test_halves_of_a_recording_have_spans_of_their_own(tmp_path):
         (coarse / "coarse_splits" / f"{split}_coarse_disassembly.txt").write_text(text)
         for line in text.split("\n")[:-1]:
             (coarse / "coarse_labels" / line.split()[0]).write_text("45\t57\tdetach wheel\n")
-    module = BUILDERS["assembly101"]
+    module = builder_module("assembly101")
     annotated = module.annotated(root, module.Settings(), ())
     write_manifests(load_card("assembly101"), annotated, root, out, workers=1, progress=False)
     timelines = load_timelines(out / "segments.csv", root, "test", "coarse")

@@ -1,8 +1,8 @@
 """From a dataset's official annotations and the videos on disk to manifests without a single unusable clip.
 
 A builder is a module with `Settings`, frozen `Requirements` with fields of its own, and `annotated(root,
-settings, classes)`, which reads the annotations of one dataset. To add one, write its module and give the card
-its dotted path as `builder`; to give it a short name, add a line to BUILDERS.
+settings, classes)`, which reads the annotations of one dataset. To add one, write its module and give the
+card its dotted path as `builder`; to give it a short name, add a line to BUILDERS.
 """
 
 from collections.abc import Callable, Mapping
