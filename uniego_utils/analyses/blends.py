@@ -4,7 +4,7 @@ Scores are of validation clips: columns `val_top1` (percent) and `val_nll` (nats
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,8 @@ Predict = Callable[[np.ndarray], pd.DataFrame]  # alphas (M, R) -> scores (M, 2)
 
 def sample_simplex(count: int, proxies: int, seed: int) -> np.ndarray:
     """Points on the simplex, (count, proxies), rows sum to one: by turns near its edges and anywhere."""
-    draw = np.random.default_rng(seed)
-    points = [
-        draw.dirichlet(np.full(proxies, CONCENTRATIONS[turn % len(CONCENTRATIONS)])) for turn in range(count)
-    ]
+    draw, turns = np.random.default_rng(seed), islice(cycle(CONCENTRATIONS), count)
+    points = [draw.dirichlet(np.full(proxies, concentration)) for concentration in turns]
     return np.array(points).reshape(count, proxies)
 
 

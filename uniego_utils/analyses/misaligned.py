@@ -4,7 +4,7 @@ A misaligned teacher is a real one whose features belong to other clips, as afte
 wrong file order: it looks healthy by itself and says nothing about the clip. Beyond the paper.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -67,35 +67,22 @@ def train_doses(
     held_out = torch.cat([of_good, cross_fit(experiment, wrong, folder, halves)], 1)
     proxies = {key: experiment.proxies[key] for key in good}
     proxies |= {key: folder / "proxies" / key for key in wrong}
-    return {
-        dose: _train_dose(experiment, right | wrong, proxies, held_out, halves, len(good) + dose, k, place)
-        for dose, place in ((dose, folder / f"dose{dose}") for dose in doses)
-    }
-
-
-def _train_dose(
-    experiment: Experiment,
-    teachers: Mapping[str, Tensor],
-    proxies: Mapping[str, Path],
-    held_out: Tensor,
-    halves: Sequence[Sequence[int]],
-    count: int,
-    k: int,
-    folder: Path,
-) -> Tensor:
-    """Train `DOSE_METHODS` on the first `count` teachers and proxies; whom SPD selects, (N, count) bool."""
-    teachers, proxies = (dict(list(each.items())[:count]) for each in (teachers, proxies))
-    train(experiment, [NAIVE], folder, sources=Sources(experiment, teachers=teachers))
-    merge(experiment, ["merged"], proxies, folder)
-    sources = Sources(
-        experiment,
-        k=k,
-        teachers=teachers,
-        proxies=proxies,
-        held_out=held_out[:, :count],
-        halves=halves,
-        start_features=load_outputs(folder / "merged", "train", "run this notebook again")["features"],
-    )
-    starts = {"merged": folder / "merged", NAIVE: folder / NAIVE}
-    train(experiment, DOSE_METHODS, folder, sources=sources, starts=starts)
-    return selected(sources.candidates()) > 0
+    pool, selections = right | wrong, {}
+    for dose in doses:
+        place, keys = folder / f"dose{dose}", list(pool)[: len(good) + dose]
+        teachers, chosen = ({key: each[key] for key in keys} for each in (pool, proxies))
+        train(experiment, [NAIVE], place, sources=Sources(experiment, teachers=teachers))
+        merge(experiment, ["merged"], chosen, place)
+        sources = Sources(
+            experiment,
+            k=k,
+            teachers=teachers,
+            proxies=chosen,
+            held_out=held_out[:, : len(keys)],
+            halves=halves,
+            start_features=load_outputs(place / "merged", "train", "run this notebook again")["features"],
+        )
+        starts = {"merged": place / "merged", NAIVE: place / NAIVE}
+        train(experiment, DOSE_METHODS, place, sources=sources, starts=starts)
+        selections[dose] = selected(sources.candidates()) > 0
+    return selections

@@ -40,7 +40,8 @@ def inspect_videos(
     paths, root, cache = sorted(set(paths)), Path(root), Path(cache)
     known = _read_cache(cache)
     stamps = {path: _stamp(root / path) for path in paths}
-    todo = [path for path in paths if stamps[path] and not _unchanged(known.get(path), stamps[path])]
+    unchanged = {path for path, row in known.items() if stamps.get(path) == (row["mtime"], row["bytes"])}
+    todo = [path for path in paths if stamps[path] and path not in unchanged]
     with ThreadPoolExecutor(workers) as executor:
         results = executor.map(lambda path: _inspect(root / path), todo)
         results = tqdm(results, "inspect videos", len(todo), disable=not progress, leave=False)
@@ -66,10 +67,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
         pictures = [entry.stat() for entry in entries if PICTURE.search(entry.name)]
     latest = max((picture.st_mtime_ns for picture in pictures), default=0)
     return max(status.st_mtime_ns, latest), sum(picture.st_size for picture in pictures)
-
-
-def _unchanged(row: dict | None, stamp: tuple[int, int]) -> bool:
-    return row is not None and (row["mtime"], row["bytes"]) == stamp
 
 
 def _read_cache(cache: Path) -> dict[str, dict]:

@@ -199,15 +199,14 @@ def estimate(
 
 def _models(settings: Settings, weights: str) -> dict[str, str]:
     """Which weights both models have; those of the hub by their names alone."""
-    local = {name: find_weights(name, weights) for name in (settings.detector, settings.estimator)}
-    return {name: _digest_of(folder) for name, folder in local.items()}
-
-
-def _digest_of(folder: Path | None) -> str:
-    if folder is None:
-        return "hub"
-    file = folder / FILES[1]
-    return digest(file) if file.is_file() else ""  # loading them will say what is wrong
+    digests = {}
+    for name in (settings.detector, settings.estimator):
+        folder = find_weights(name, weights)
+        if folder is None:
+            digests[name] = "hub"
+        else:  # where there is no such file, loading will say so
+            digests[name] = digest(folder / FILES[1]) if (folder / FILES[1]).is_file() else ""
+    return digests
 
 
 def _made(manifest: Manifest, row: int, view: str, settings: Settings, models: dict[str, str]) -> str:

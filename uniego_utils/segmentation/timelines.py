@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uniego_utils.data.tables import MAX_LISTED, read_rows, refuse_rows
+from uniego_utils.data.tables import list_some, read_rows, refuse_rows
 from uniego_utils.data.video import Video, VideoError, frame_indices, open_video
 from uniego_utils.runs import digest
 
@@ -143,7 +143,7 @@ def _timeline(path: Path, root: Path, video_id: str, rows: pd.DataFrame, shared:
     for name in ("ego_video", *OPTIONAL_COLUMNS):
         values = rows[name].dropna().unique() if name in rows else []
         if len(values) > 1:
-            listed = ", ".join(map(str, values[:MAX_LISTED]))
+            listed = list_some([str(value) for value in values])
             raise ValueError(f"{path}: video {video_id} has several {name} ({listed}); {CURE}")
         common[name] = values[0] if len(values) else None
     rows = rows[rows["label"].notna()].sort_values(
@@ -173,11 +173,7 @@ def _timeline(path: Path, root: Path, video_id: str, rows: pd.DataFrame, shared:
             f"{path}: the segments of video {video_id} go on until {last:.2f} s, but {timeline.path} lasts "
             f"{video.seconds:.2f} s: truncated, or of another frame rate; fetch the video again, or {CURE}"
         )
-    return _until(timeline, min(timeline.end_s, video.seconds))
-
-
-def _until(timeline: Timeline, end_s: float) -> Timeline:
-    """The timeline cut at `end_s`, the video's end."""
+    end_s = min(timeline.end_s, video.seconds)
     cut = tuple((start, min(end, end_s), label) for start, end, label in timeline.segments if start < end_s)
     return replace(timeline, end_s=end_s, segments=cut)
 

@@ -124,24 +124,17 @@ def train_segmenter(
         )
         background = list(classes).index(BACKGROUND)
         model, history = train_head(*train, *val, len(classes), head, config, seed, device, background)
-        predicted = {}
+        predicted, scores = {}, {}
         for split in PREDICTED:
             guesses = predict_head(model, [features[split][video] for video in labels[split]])
             predicted |= {f"{split}|{video}": g for video, g in zip(labels[split], guesses, strict=True)}
+            metrics = segment_metrics(guesses, list(labels[split].values()), background)
+            scores |= {f"{split}_{name}": value for name, value in metrics.items()}
         write_history(folder, history)
         write_tensors(folder / "model.safetensors", model.state_dict())
         write_tensors(folder / "predictions.safetensors", predicted, {"classes": json.dumps(list(classes))})
-        finish_run(folder, _scores(predicted, labels, background))
+        finish_run(folder, scores)
     return read_json(folder / "metrics.json")
-
-
-def _scores(predicted: Mapping[str, Tensor], labels: Labels, background: int) -> dict[str, float]:
-    scores = {}
-    for split in PREDICTED:
-        guesses = [predicted[f"{split}|{video}"] for video in labels[split]]
-        metrics = segment_metrics(guesses, list(labels[split].values()), background)
-        scores |= {f"{split}_{name}": value for name, value in metrics.items()}
-    return scores
 
 
 def load_predictions(folder: Path, split: str) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ the encoder sees it as it sees a validation clip, and its feature is the step's.
 folder an encoder, with a safetensors file a split.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -141,8 +142,8 @@ def extract_windows(
         "video": video.decisive(),
         "bf16": bf16,
         "view": "ego",
+        "videos": {split: timelines_digest(videos) for split, videos in timelines.items()},
     }
-    shared["videos"] = {split: timelines_digest(videos) for split, videos in timelines.items()}
     places = {name: Path(folder) / name.replace(":", "_") for name in encoders}
     todo = {
         name: encoder.to(device).eval()
@@ -167,10 +168,8 @@ def extract_windows(
                 places[name] / f"{split}.safetensors", {k: v for part in parts for k, v in part.items()}
             )
         finish_run(places[name], {f"{split}_videos": len(videos) for split, videos in timelines.items()})
-        for split, videos in timelines.items():
-            for entry in videos:
-                _part(places[name], split, entry).unlink()
-            (places[name] / f"{split}_parts").rmdir()
+        for split in timelines:
+            shutil.rmtree(places[name] / f"{split}_parts")
     return {
         name: {split: read_tensors(places[name] / f"{split}.safetensors") for split in timelines}
         for name in encoders

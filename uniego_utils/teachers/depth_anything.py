@@ -17,7 +17,7 @@ from uniego_utils.backbones.pretrained import load_transformers, locate_weights
 from uniego_utils.runs import read_json
 from uniego_utils.teachers.batches import Job
 from uniego_utils.teachers.foundation import FrameClips, shown, vit_images
-from uniego_utils.teachers.images import pool_frames, pooled_width
+from uniego_utils.teachers.images import pool_frames, require_width
 
 if TYPE_CHECKING:
     from transformers import DepthAnythingForDepthEstimation
@@ -70,13 +70,8 @@ def build(job: Job) -> DepthFeatures:
         )
     folder = locate_weights(settings.name, job.weights, settings.revision, [FILES])
     backbone = load(folder, settings.name).backbone
-    width, patch = pooled_width(backbone.config.hidden_size, settings.pooling), backbone.config.patch_size
-    if width != job.teacher.width:
-        raise ValueError(
-            f"{job.key}: {folder} pooled by {settings.pooling} is {width} wide, but the card says "
-            f"{job.teacher.width}; change one of them"
-        )
-    if settings.image_size % patch:
+    require_width(job, backbone.config.hidden_size, str(folder))
+    if settings.image_size % (patch := backbone.config.patch_size):
         raise ValueError(
             f"{job.key}: image_size {settings.image_size} does not divide into patches of {patch} pixels"
         )

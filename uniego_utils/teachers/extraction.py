@@ -138,11 +138,11 @@ def classify_clips(experiment: Experiment, key: str, split: str, folder: Path) -
 
 def shard_files(folder: Path, manifest: Manifest, shard: int = SHARD) -> dict[range, Path]:
     """The rows of each shard of a manifest, and its file."""
-    starts = range(0, len(manifest), shard)
-    rows = [range(first, min(first + shard, len(manifest))) for first in starts]
+    rows = range(len(manifest))
+    parts = [rows[first : first + shard] for first in rows[::shard]]
     return {
         part: Path(folder) / "shards" / f"{manifest.split}-{part.start:07d}-{part.stop:07d}.safetensors"
-        for part in rows
+        for part in parts
     }
 
 
@@ -208,12 +208,12 @@ def _extract_shards(job: Job, model: nn.Module, manifest: Manifest, shards: list
     """One stream of batches over all given shards, so that decoding never waits at a shard's end."""
     module, clip_ids = teacher_module(job.teacher.model), manifest.rows["clip_id"].tolist()
     batches = [
-        [list(rows[first : first + BATCH]) for first in range(0, len(rows), BATCH)] for rows, _ in shards
+        list(rows[first : first + BATCH]) for rows, _ in shards for first in range(0, len(rows), BATCH)
     ]
     stream = iter(
         DataLoader(
             module.clips(job, manifest),
-            batch_sampler=[batch for shard in batches for batch in shard],
+            batch_sampler=batches,
             num_workers=job.preset.video.workers,
             pin_memory=job.device.type == "cuda",
         )
@@ -221,12 +221,12 @@ def _extract_shards(job: Job, model: nn.Module, manifest: Manifest, shards: list
     total = sum(len(rows) for rows, _ in shards)
     name = f"{job.key} {manifest.split}"
     with tqdm(total=total, desc=name, unit="clip", disable=not job.progress or not total, leave=False) as bar:
-        for (rows, path), shard_batches in zip(shards, batches, strict=True):
+        for rows, path in shards:
             features: list[Tensor] = []
-            for batch in shard_batches:
+            for _ in range(0, len(rows), BATCH):
                 clips = next(stream).to(job.device, non_blocking=True)
                 features.append(module.encode(model, clips, job).float().cpu())
-                bar.update(len(batch))
+                bar.update(len(clips))
             whole = torch.cat(features)
             check_features(whole, [clip_ids[row] for row in rows], job.teacher.width, name)
             write_tensors(path, {"features": whole})

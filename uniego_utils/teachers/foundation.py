@@ -22,7 +22,7 @@ from uniego_utils.backbones.pretrained import load_exactly, locate_weights, read
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.video import frame_indices, open_clip, sample_times
 from uniego_utils.teachers.batches import Job
-from uniego_utils.teachers.images import pool_frames, pooled_width
+from uniego_utils.teachers.images import pool_frames, require_width
 
 FITS = ("crop", "stretch")
 
@@ -135,12 +135,7 @@ def build(job: Job) -> VisionTransformer:
     """
     settings: Settings = job.settings
     model = create(settings.name, settings.image_size, settings.model_args)
-    width = pooled_width(model.num_classes or model.head_hidden_size, settings.pooling)
-    if width != job.teacher.width:
-        raise ValueError(
-            f"{job.key}: {settings.name} pooled by {settings.pooling} is {width} wide, but the card says "
-            f"{job.teacher.width}; change one of them"
-        )
+    require_width(job, model.num_classes or model.head_hidden_size, settings.name)
     place = locate_weights(model.pretrained_cfg["hf_hub_id"], job.weights, settings.revision)
     given, patches = read_weights(place), "patch_embed.proj.weight"
     expected = model.state_dict()[patches].shape

@@ -7,6 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
 from uniego_utils.backbones.timesformer import PATCH, ConvStem
@@ -92,10 +93,7 @@ def draw_frames(clips: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 def normalise(frames: Tensor, video: VideoCard) -> Tensor:
     """Pixels (..., 3, H, W) uint8 or float in 0..255 -> normalised float32."""
-    mean, std = (
-        torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (video.mean, video.std)
-    )
-    return (frames.float() / 255 - mean) / std
+    return transforms.normalize(frames.float() / 255, list(video.mean), list(video.std))
 
 
 def random_crop(
@@ -129,6 +127,16 @@ def pooled_width(width: int, pooling: str) -> int:
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
     return POOLINGS[pooling] * width
+
+
+def require_width(job: Job, frame_width: int, model: str) -> None:
+    """Refuse a `model` whose pooled feature has another width than the card says; names both."""
+    width = pooled_width(frame_width, job.settings.pooling)
+    if width != job.teacher.width:
+        raise ValueError(
+            f"{job.key}: {model} pooled by {job.settings.pooling} is {width} wide, but the card says "
+            f"{job.teacher.width}; change one of them"
+        )
 
 
 def frame_width(job: Job) -> int:

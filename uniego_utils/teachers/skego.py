@@ -5,7 +5,7 @@ skeleton motion guides the making of an ego-like view from exo video. Here a box
 hands, drawn to the hand that moves most, and a TimeSformer is trained on the crops.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torchvision.ops import roi_align
 from uniego_utils.backbones.timesformer import TimeSformer
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import Layout, layout_of, read_skeleton
-from uniego_utils.data.video import ClipDataset, open_clip, span_edges
+from uniego_utils.data.video import open_clip, span_edges
 from uniego_utils.teachers import timesformer
 from uniego_utils.teachers.batches import EvaluationClips, Job, require_column, subtract_background
 
@@ -115,13 +115,12 @@ class Boxes:
         return hand_boxes(joints, self.layout, height, width, self.settings)
 
 
-class Crops(ClipDataset):
+class Crops(timesformer.Spans):
     """Clips cropped to their boxes; if wanted without their background."""
 
     def __init__(self, job: Job, manifest: Manifest):
-        video = replace(job.preset.video, num_frames=job.settings.num_frames)
-        super().__init__(manifest, job.view, video, whole_span=True)
-        self.boxes, self.remove_background = Boxes(job, manifest), job.settings.subtract_background
+        super().__init__(job, manifest)
+        self.whole_span, self.boxes = True, Boxes(job, manifest)
 
     def decode_span(self, row: int) -> tuple[Tensor, float, int]:
         """A clip's frames (T, 3, H, W) uint8 cropped to its box, their rate, and the first one's number."""
