@@ -215,7 +215,6 @@ class ProxyDistillation(Classification):
         """What decides the loss, as `Classification.describe`."""
         outputs = self.proxy_features.numpy().tobytes() + self.proxy_logits.numpy().tobytes()
         return {
-            "objective": type(self).__name__,
             "method": asdict(self.method),
             "proxies": digest(outputs),
             "weights": digest(self.weights.numpy().tobytes()),

@@ -55,6 +55,8 @@ def train(
     if merges := [key for key, method in methods.items() if method.objective is None]:
         raise ValueError(f"{', '.join(merges)}: not trained but merged; see merging.merge")
     sources, starts, learners = sources or Sources(experiment), dict(starts or {}), learners or {}
+    if lacking := [key for key, method in methods.items() if method.unlabelled and not sources.unlabelled]:
+        raise ValueError(f"{', '.join(lacking)}: give sources with the split of unlabelled clips")
     passes: dict[tuple, dict[str, Method]] = {}
     for key, method in methods.items():
         place = folder or experiment.folder(method.notebook)
@@ -77,8 +79,6 @@ def _train_pass(
 ) -> None:
     """Train students that share settings and clips; arguments as of `train`."""
     first = next(iter(methods.values()))
-    if first.unlabelled and not sources.unlabelled:
-        raise ValueError(f"{', '.join(methods)}: give sources with the split of unlabelled clips")
     config = getattr(experiment.preset, first.settings)
     config = replace(config, epochs=first.times * config.epochs)
     if not first.unlabelled:
@@ -97,7 +97,8 @@ def _train_pass(
             learner.model.load_state_dict(start)
         _continue_projections(experiment, method, learner.objective, starts)
         described = describe_training(experiment, config, start, rows, sources.unlabelled)
-        if not start_run(folder / key, described | learner.objective.describe() | learner.describe()):
+        described |= {"objective": type(learner.objective).__name__, **learner.objective.describe()}
+        if not start_run(folder / key, described | learner.describe()):
             todo[key] = learner
     if not todo:
         print(f"{folder.name}: {', '.join(methods)} finished before, reused")
