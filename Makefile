@@ -15,7 +15,7 @@ BROWSER_OUTPUTS ?=
 SCREENSHOTS ?= outputs/browser
 
 BIN := .venv/bin
-LONGEST := tests/test_notebooks.py
+LONGEST := $(addprefix tests/test_,notebooks.py published.py extending.py students.py extraction.py)
 empty :=
 comma := ,
 SEED_LIST = [$(subst $(empty) $(empty),$(comma),$(strip $(SEEDS)))]
@@ -46,7 +46,7 @@ study: SEEDS = $(STUDY_SEEDS)
 study: FULL = true
 study: demo
 
-# Two processes of one thread each; the longest file comes first, the others run beside it.
+# Two processes of one thread each; the longest files come first, so that both end at about the same time.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
