@@ -86,9 +86,10 @@ class Experiment:
 
     def student(self, key: str) -> Path:
         """Where a student's run folder lies; the error about an unknown one lists the valid ones."""
-        if key not in self.students:
-            raise ValueError(f"no student {key}; choose of {', '.join(self.students)}")
-        return self.students[key]
+        students = self.students
+        if key not in students:
+            raise ValueError(f"no student {key}; choose of {', '.join(students)}")
+        return students[key]
 
     @property
     def students(self) -> dict[str, Path]:
@@ -100,7 +101,8 @@ class Experiment:
     @property
     def proxies(self) -> dict[str, Path]:
         """The run folders of the card's proxies by teacher, in its order."""
-        return {key: self.students[key] for key in self.card.teachers}
+        students = self.students
+        return {key: students[key] for key in self.card.teachers}
 
     def score_table(self, runs: Mapping[str, Path]) -> pd.DataFrame:
         """Training and validation scores of finished runs, a row each, by their students' names.

@@ -144,7 +144,7 @@ def _train_pass(
 
 
 def _start_of(experiment: Experiment, method: Method, starts: dict[str, Path | Weights]) -> Weights | None:
-    """The weights that a student begins with; None for random ones. Read once for all that share them."""
+    """The weights that a student begins with; None for random ones. `starts` takes what was looked up."""
     if not method.start:
         return None
     if method.start not in starts:
