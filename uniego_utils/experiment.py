@@ -133,7 +133,8 @@ def open_experiment(names: dict[str, object]) -> Experiment:
             hub. Relative paths are meant from the project's folder.
 
     Raises:
-        ValueError: an unknown parameter, dataset, preset or recipe; the message lists the valid ones.
+        ValueError: an unknown parameter, dataset, preset, recipe or backbone; the message lists the valid
+            ones.
         TypeError: a parameter of another type than declared.
     """
     declared = declared_types(names)
@@ -165,11 +166,12 @@ def create_experiment(
     """An experiment outside a notebook; arguments as the parameters of `open_experiment`.
 
     Raises:
-        ValueError: an unknown dataset, preset or recipe; the message lists the valid ones.
+        ValueError: an unknown dataset, preset, recipe or backbone; the message lists the valid ones.
     """
     card = load_card(dataset)
     chosen = card.preset(preset)
     if backbone:
+        backbone_module(backbone)  # a mistyped name is refused here, not taken for runs that are missing
         chosen = replace(chosen, backbone=backbone)
     folder = project_path(outputs) / dataset
     named = folder / "00_data" / CLASSES_FILE
