@@ -2,6 +2,7 @@
 PYTHON ?= python3
 DATASET ?= mocap
 PRESET ?=
+PAIRS ?= card
 SEEDS ?= 0
 FULL ?=
 STUDY_SEEDS ?= 0 1 2 3 4 5 6 7
@@ -25,6 +26,7 @@ SEED_LIST = [$(subst $(empty) $(empty),$(comma),$(strip $(SEEDS)))]
 help:
 	@echo "make demo       run all notebooks on $(DATASET), then print the results and the report's path"
 	@echo "                DATASET=$(DATASET) PRESET=$(PRESET) SEEDS=\"$(SEEDS)\" PROFILE=$(PROFILE) OUTPUTS=$(OUTPUTS)"
+	@echo "                PAIRS= for the paper's protocol: labelled clips alone"
 	@echo "                for datasets on disk: DATA_ROOT=<videos and annotations> WEIGHTS=<folder of pretrained weights>"
 	@echo "                ALLOW_MISSING=<share of clips> SKELETONS=<pickle or folder>"
 	@echo "make study      the same with all ablations and analyses, STUDY_SEEDS=\"$(STUDY_SEEDS)\""
@@ -38,7 +40,7 @@ help:
 demo: .venv/ready
 	$(BIN)/snakemake --profile profiles/$(PROFILE) --config \
 		dataset=$(DATASET) preset=$(PRESET) "seeds=$(SEED_LIST)" outputs=$(OUTPUTS) \
-		"data_root=$(DATA_ROOT)" "weights=$(WEIGHTS)" \
+		"pairs=$(PAIRS)" "data_root=$(DATA_ROOT)" "weights=$(WEIGHTS)" \
 		full=$(FULL) allow_missing=$(ALLOW_MISSING) "skeletons=$(SKELETONS)"
 	@$(BIN)/python -m uniego_utils.pipeline.runner summary $(OUTPUTS)/$(DATASET)/10_report
 

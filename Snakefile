@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from uniego_utils.cards import load_card
 from uniego_utils.pipeline.notebooks import (
-    EACH_TEACHER, ONCE, REPORT, declared_parameters, notebooks_to_run, sources_of
+    EACH_TEACHER, LABELS_ALONE, ONCE, REPORT, USUAL, declared_parameters, notebooks_to_run, sources_of
 )
 
 DATASET = config.get("dataset", "mocap")
@@ -15,7 +15,10 @@ OUTPUTS = config.get("outputs", "outputs")
 SEEDS = [int(seed) for seed in config.get("seeds", [0])]  # Snakemake takes a list of text from the command line
 CARD = load_card(DATASET)
 TEACHERS = list(CARD.teachers)
-NOTEBOOKS = notebooks_to_run(study=bool(config.get("full")), segments=bool(CARD.segments))
+PAIRS = config.get("pairs", "card")
+NOTEBOOKS = notebooks_to_run(
+    study=bool(config.get("full")), segments=bool(CARD.segments), pairs=bool(PAIRS and CARD.pairs)
+)
 DATASET_FILES = [
     f"data_manifests/{DATASET}.yaml",
     *sorted(map(str, Path("data_manifests", "shared").glob("*.yaml"))),
@@ -37,6 +40,7 @@ VALUES = {  # of parameters, for every notebook that has them
     "allow_missing": float(config.get("allow_missing") or 0),
     "skeletons": config.get("skeletons") or "",
     "seeds": SEEDS,
+    "pairs": PAIRS or "",
     "interactive": "false",
 }
 
@@ -44,6 +48,8 @@ VALUES = {  # of parameters, for every notebook that has them
 def parameters(notebook):
     """The runner's arguments that set a notebook's parameters."""
     given = {name: VALUES[name] for name in declared_parameters(source(notebook)) if name in VALUES}
+    if notebook.regime == LABELS_ALONE and "pairs" in given:
+        given["pairs"] = ""
     if notebook.per_seed:
         given["seed"] = "{seed}"  # Snakemake's wildcards
     if notebook.runs == EACH_TEACHER:
@@ -59,7 +65,7 @@ def source(notebook):
 def place(notebook):
     """Where an execution lies below `DONE`, without its extension."""
     if notebook.per_seed:
-        return f"seed{{seed}}/{notebook.name}"
+        return f"{notebook.regime}/seed{{seed}}/{notebook.name}".removeprefix("/")
     return f"{notebook.name}/{{teacher}}" if notebook.runs == EACH_TEACHER else notebook.name
 
 
@@ -67,8 +73,16 @@ def executed(notebook, reader):
     """The executed notebooks that `reader` waits for: of its seed where it has one, otherwise of all seeds."""
     path = f"{DONE}/{place(notebook)}.ipynb"
     if notebook.runs == EACH_TEACHER:  # only the report shows the comparison of all teachers
-        return f"{DONE}/{notebook.name}.ipynb" if reader is REPORT else expand(path, teacher=TEACHERS)
+        return f"{DONE}/{notebook.name}.ipynb" if reader.name == REPORT.name else expand(path, teacher=TEACHERS)
     return expand(path, seed=notebook.seeds(SEEDS)) if notebook.per_seed and not reader.per_seed else path
+
+
+def needed_by(notebook):
+    """What a notebook waits for: of its regime where that is run, and all for the report."""
+    needed = [each for each in NOTEBOOKS if each.name in notebook.needs]
+    regimes = {each.name: {other.regime for other in needed if other.name == each.name} for each in needed}
+    mine = {name: notebook.regime if notebook.regime in of_it else USUAL for name, of_it in regimes.items()}
+    return [each for each in needed if notebook.name == REPORT.name or each.regime == mine[each.name]]
 
 
 wildcard_constraints:
@@ -95,11 +109,11 @@ for notebook in (*NOTEBOOKS, *COMPARISONS):
 
     rule:
         name:
-            notebook.name + ("_each" if notebook.runs == EACH_TEACHER else "")
+            notebook.name + ("_each" if notebook.runs == EACH_TEACHER else "") + notebook.regime
         input:
             DATASET_FILES,
             sources_of(source(notebook)),
-            [executed(needed, notebook) for needed in NOTEBOOKS if needed.name in notebook.needs],
+            [executed(needed, notebook) for needed in needed_by(notebook)],
             notebook=source(notebook),
         output:
             f"{DONE}/{place(notebook)}.ipynb",

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from uniego_utils.backbones.timesformer import SIZES, TimeSformer
 from uniego_utils.cards import CARDS, PROJECT, from_mapping, load_card
 from uniego_utils.data.video import loader
-from uniego_utils.experiment import Experiment
+from uniego_utils.experiment import SCORED, Experiment
 from uniego_utils.mocap.clips import MocapSettings, build
 from uniego_utils.objectives import Classification, TeacherDistillation
 from uniego_utils.official import export_student, import_student, main, read_official, write_official
 from uniego_utils.recipes import PAPER, RECIPES
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors, start_run
 from uniego_utils.sources import load_outputs
-from uniego_utils.students import SPLITS, finish_student
+from uniego_utils.students import finish_student
 from uniego_utils.training import Learner, read_history
 
 WIDTH, HEADS = 32, 2
@@ -394,7 +394,7 @@ def test_an_imported_checkpoint_is_a_student_like_any_other(experiment, tmp_path
     assert config["checkpoint"] == digest(path) and config["backbone"] == ["timesformer", "tiny"]
     assert same(read_tensors(folder / "model.safetensors"), read_official(path)[0])
     assert not (folder / "objective.safetensors").exists()
-    for split in SPLITS:
+    for split in SCORED:
         clips = experiment.clips(split, progress=False)
         batches = torch.cat([batch["clips"] for batch in loader(clips, 8)])
         expected = dict(zip(("features", "logits"), official_forward(state, batches), strict=True))

@@ -12,13 +12,16 @@ from toy_notebooks import write_toy
 
 from uniego_utils.cards import load_card
 from uniego_utils.pipeline.notebooks import (
+    BOTH,
     EACH_SEED,
     EACH_TEACHER,
     FIRST_SEEDS,
+    LABELS_ALONE,
     NOTEBOOKS,
     REPORT,
     SEGMENTS,
     STUDY,
+    USUAL,
     declared_parameters,
     notebooks_to_run,
     sources_of,
@@ -40,13 +43,26 @@ def test_lists_every_notebook_once():
 
 
 def test_leaves_out_what_was_not_asked_for():
-    small = notebooks_to_run(study=False, segments=False)
+    small = notebooks_to_run(study=False, segments=False, pairs=True)
     assert {notebook.only for notebook in small} == {""}
-    study = notebooks_to_run(study=True, segments=False)
+    study = notebooks_to_run(study=True, segments=False, pairs=True)
     assert {notebook.only for notebook in study} == {"", STUDY}
-    assert {notebook.only for notebook in notebooks_to_run(study=False, segments=True)} == {"", SEGMENTS}
-    assert notebooks_to_run(study=True, segments=True) == NOTEBOOKS
-    assert small[-1] is study[-1] is REPORT
+    with_segments = notebooks_to_run(study=False, segments=True, pairs=True)
+    assert {notebook.only for notebook in with_segments} == {"", SEGMENTS}
+    assert small[-1] == study[-1] == REPORT
+
+
+def test_runs_both_regimes_in_a_study_with_pairs_alone():
+    def regimes(**asked):
+        return {(notebook.name, notebook.regime) for notebook in notebooks_to_run(segments=True, **asked)}
+
+    names = {notebook.name for notebook in NOTEBOOKS}
+    assert regimes(study=True, pairs=False) == {(name, USUAL) for name in names}
+    assert {regime for _, regime in regimes(study=False, pairs=True)} == {USUAL}
+    study = regimes(study=True, pairs=True)
+    assert {name for name, _ in study} == names
+    assert {("02_proxy", USUAL), ("02_proxy", LABELS_ALONE), ("13_reliability", LABELS_ALONE)} <= study
+    assert ("13_reliability", USUAL) not in study
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -90,7 +106,10 @@ def test_runs_every_notebook_for_its_teachers_and_seeds(jobs):
     for notebook in NOTEBOOKS:
         if notebook.runs in (EACH_SEED, FIRST_SEEDS):
             seeds = SEEDS if notebook.runs == EACH_SEED else SEEDS[:3]
-            expected |= {f"seed{seed}/{notebook.name}" for seed in seeds}
+            if notebook.regime in (USUAL, BOTH):
+                expected |= {f"seed{seed}/{notebook.name}" for seed in seeds}
+            if notebook.regime in (LABELS_ALONE, BOTH):
+                expected |= {f"{LABELS_ALONE}/seed{seed}/{notebook.name}" for seed in seeds}
         else:
             expected.add(notebook.name)
         if notebook.runs == EACH_TEACHER:
@@ -115,8 +134,10 @@ def test_every_job_gives_parameters_that_its_notebook_takes(jobs):
         source = PROJECT / "notebooks" / f"{job['notebook']}.ipynb"
         values = parse_parameters(source, job["parameters"])
         assert values["dataset"] == DATASET and values["interactive"] is False
-        if seed := re.match(r"seed(\d+)/", path):
+        if seed := re.search(r"seed(\d+)/", path):
             assert values["seed"] == int(seed[1])
+        if "pairs" in declared_parameters(source):
+            assert values["pairs"] == ("" if path.startswith(LABELS_ALONE) else "card")
         if teacher := re.match(r"01_teacher_extraction/(.*)", path):
             assert values["teacher"] == teacher[1]
         shared = {"preset", "outputs", "data_root", "weights", "allow_missing", "skeletons", "seeds"}

@@ -6,6 +6,7 @@ zero for a clip that learns from its label alone. The register `methods.py` name
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -21,7 +22,7 @@ class Candidates:
 
     features: Tensor  # (N, R, D)
     logits: Tensor  # (N, R, C)
-    labels: Tensor  # (N,) class numbers; below 0 where a clip has no label
+    labels: Tensor  # (N,) class numbers; below 0 where a clip has no label; rules read `answers`
     k: int = 1  # proxies selected per clip at most
     ce_ceiling: float | None = None  # a proxy with a higher cross-entropy is no candidate
     viewpoints: tuple[str, ...] = ()  # of the proxies' teachers: ego or exo
@@ -29,6 +30,11 @@ class Candidates:
     held_out: Tensor | None = None  # (N, R, C) logits of proxies that have not seen the clip (notebook 13)
     halves: tuple[tuple[int, ...], ...] = ()  # the clips of each fold of `held_out`
     start_features: Tensor | None = None  # (N, D) of the student at its start
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """(N,) class numbers: the label, and where there is none the committee's most probable class."""
+        return torch.where(self.labels >= 0, self.labels, committee(self.logits).argmax(-1))
 
 
 def select_proxies(
@@ -104,18 +110,6 @@ def committee(logits: Tensor) -> Tensor:
     return logits.softmax(-1).mean(1)
 
 
-def select_by_consensus(logits: Tensor, k: int) -> Tensor:
-    """Equation 4 without labels: the committee's most probable class takes the label's place.
-
-    Args:
-        logits: (clips, proxies, classes) of proxies on clips that they have not seen.
-
-    Returns:
-        (clips, proxies) bool: of the proxies that agree with the committee the k most confident ones.
-    """
-    return select_proxies(logits, committee(logits).argmax(-1), k)
-
-
 def random_proxies(clips: int, proxies: int, seed: int) -> Tensor:
     """One proxy a clip by chance: (clips, proxies) bool. The control for every way to select one."""
     drawn = torch.randint(proxies, (clips,), generator=torch.Generator().manual_seed(seed))
@@ -148,18 +142,14 @@ def describe_answers(
 
 
 def selected(candidates: Candidates, k: int = 0) -> Tensor:
-    """Equation 4: the k most confident of the proxies that are right; by consensus where there is no label.
+    """Equation 4: the k most confident of the proxies that are right, or, of a clip without a label, of those
+    that agree with the committee.
 
     Args:
         k: 0 for `candidates.k`.
     """
-    logits, labels, k = candidates.logits, candidates.labels, k or candidates.k
-    labelled = labels >= 0
-    chosen = torch.zeros(logits.shape[:2], dtype=torch.bool)
-    chosen[labelled] = select_proxies(logits[labelled], labels[labelled], k, candidates.ce_ceiling)
-    if not labelled.all():
-        chosen[~labelled] = select_by_consensus(logits[~labelled], k)
-    return shares(chosen)
+    k = k or candidates.k
+    return shares(select_proxies(candidates.logits, candidates.answers, k, candidates.ce_ceiling))
 
 
 def everyone(candidates: Candidates) -> Tensor:
@@ -171,7 +161,7 @@ def best_of_each_viewpoint(candidates: Candidates) -> Tensor:
     """The best ego and the best exo proxy of each clip (the paper's Table 8)."""
     ceiling = candidates.ce_ceiling
     return shares(
-        top_of_each(candidates.logits, candidates.labels, candidates.viewpoints, ce_ceiling=ceiling)
+        top_of_each(candidates.logits, candidates.answers, candidates.viewpoints, ce_ceiling=ceiling)
     )
 
 

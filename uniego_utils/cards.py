@@ -154,6 +154,8 @@ class Card:
     classes: tuple[str, ...] = ()  # none: those that the annotations name
     splits: tuple[str, ...] = ("train", "val", "test")
     teacher_split: str = "train"  # the split teachers are fitted on, where they are fitted here
+    pairs: str = ""  # a split of ego-exo pairs whose labels are not known or not read; "" for none
+    ego_only: tuple[str, ...] = ()  # splits of the head camera alone: no teacher sees them
     skeleton: str | None = None  # name of the joint layout
     recipe: str = "paper"  # the usual reading of the method, of uniego_utils.recipes
     builder: str = "folder"  # the module of uniego_utils.data that makes its manifests
@@ -164,6 +166,10 @@ class Card:
         """The views that its clips need: ego, and exo if a teacher watches it."""
         watched = {teacher.viewpoint for teacher in self.teachers.values()}
         return VIEWS if "exo" in watched else ("ego",)
+
+    def views_of(self, split: str) -> tuple[str, ...]:
+        """The views that the clips of a split need."""
+        return ("ego",) if split in self.ego_only else self.views
 
     def preset(self, name: str = "") -> Preset:
         """The preset called `name`, or the first; an unknown one is an error that lists the valid ones."""
@@ -204,9 +210,23 @@ def load_card(dataset: str, folder: Path = CARDS) -> Card:
     for key, teacher in card.teachers.items():
         if teacher.viewpoint not in VIEWS or not key.startswith(f"{teacher.viewpoint}_"):
             raise ValueError(f"{path.name}: teacher {key!r} has viewpoint {teacher.viewpoint!r}; see {VIEWS}")
+    _check_splits(card, path)
     for key, preset in card.presets.items():
         from_mapping(MethodCard, preset.method, f"{path.name}: presets.{key}: method")
     return card
+
+
+def _check_splits(card: Card, path: Path) -> None:
+    """Refuse a split that is named and not listed, or that cannot be what it is named for."""
+    for split in filter(None, (card.pairs, *card.ego_only, card.teacher_split)):
+        if split not in card.splits:
+            raise ValueError(f"{path.name}: {split!r} is no split of {', '.join(card.splits)}")
+    if card.pairs in ("train", "val", "test", card.teacher_split, *card.ego_only):
+        raise ValueError(
+            f"{path.name}: pairs is {card.pairs!r}, a split whose labels are read or that has no exo view"
+        )
+    if taught := {"train", "val", card.teacher_split} & set(card.ego_only):
+        raise ValueError(f"{path.name}: ego_only has {', '.join(sorted(taught))}, which teachers see")
 
 
 def _read_card(path: Path, above: tuple[Path, ...] = ()) -> dict:

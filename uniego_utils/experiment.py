@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from uniego_utils.recipes import Recipe, recipe_called
 from uniego_utils.runs import read_json, run_name
 from uniego_utils.training import read_metrics
 
+SCORED = ("train", "val", "test")  # splits with labels, on which every student is scored
+CARD_PAIRS = "card"  # of the parameter `pairs`: the split that the card names
 SCORE_COLUMNS = {
     "train_top1": "train (%)",
     "val_top1": "validation (%)",
@@ -43,6 +45,8 @@ class Experiment:
     device: torch.device
     interactive: bool
     weights: str = ""  # local file or folder of pretrained weights; "" for the hub
+    pairs: str = ""  # split of pairs without labels that students learn on too; "": the paper's protocol
+    decoded: dict[tuple, ClipDataset] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def data(self) -> Path:
@@ -55,12 +59,18 @@ class Experiment:
             raise ValueError(
                 f"{self.card.name} has no split {split!r}; choose one of {', '.join(self.card.splits)}"
             )
-        return load_manifest(self.data / f"{split}.csv", self.card.classes, self.data_root, self.card.views)
+        views, labelled = self.card.views_of(split), split != self.card.pairs
+        return load_manifest(self.data / f"{split}.csv", self.card.classes, self.data_root, views, labelled)
 
     def clips(self, split: str, view: str = "ego", progress: bool = True) -> ClipDataset:
-        """Clips of a split from one view, decoded into memory where the card says so."""
-        dataset = ClipDataset(self.manifest(split), view, self.preset.video)
-        return dataset.preload(progress) if self.preset.video.cache else dataset
+        """Clips of a split from one view; where the card says so, decoded into memory, once."""
+        manifest, video = self.manifest(split), self.preset.video
+        if not video.cache:
+            return ClipDataset(manifest, view, video)
+        key = (split, view, video, manifest.digest)
+        if key not in self.decoded:
+            self.decoded[key] = ClipDataset(manifest, view, video).preload(progress)
+        return self.decoded[key]
 
     def backbone(self) -> nn.Module:
         """A student with random weights, drawn from this experiment's seed."""
@@ -70,9 +80,12 @@ class Experiment:
 
     @cached_property
     def methods(self) -> dict[str, Method]:
-        """Every student by its key: a proxy per teacher of the card, then the register's."""
-        teachers = self.card.teachers
-        return {key: proxy_of(key, teacher.label) for key, teacher in teachers.items()} | METHODS
+        """Every student by its key: a proxy per teacher of the card, then the register's.
+
+        Without pairs, those that need them are left out.
+        """
+        proxies = {key: proxy_of(key, teacher.label) for key, teacher in self.card.teachers.items()}
+        return proxies | {key: each for key, each in METHODS.items() if self.pairs or not each.pairs_only}
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -83,6 +96,11 @@ class Experiment:
     def teacher_labels(self) -> dict[str, str]:
         """What teachers are called in tables and figures, by key."""
         return {key: teacher.label for key, teacher in self.card.teachers.items()}
+
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """The splits on which a finished student's outputs are stored."""
+        return (*SCORED, self.pairs) if self.pairs else SCORED
 
     def student(self, key: str) -> Path:
         """Where a student's run folder lies; the error about an unknown one lists the valid ones."""
@@ -114,11 +132,15 @@ class Experiment:
         return table[list(SCORE_COLUMNS)].rename(columns=SCORE_COLUMNS).round(3)
 
     def folder(self, notebook: str, **changed: object) -> Path:
-        """Run folder of a notebook for this experiment's seed, recipe and backbone, e.g. `02_proxy/seed0`."""
+        """Run folder of a notebook, named after the seed and what differs from the card's usual, e.g.
+        `02_proxy/seed0` and, with labels alone on a card that has pairs, `02_proxy/seed0-pairs=none`.
+        """
         recipe = None if self.recipe_name == self.card.recipe else self.recipe_name
         usual = self.card.presets[next(iter(self.card.presets))].backbone
         backbone = None if self.preset.backbone == usual else self.preset.backbone
-        return self.outputs / notebook / run_name(self.seed, recipe=recipe, backbone=backbone, **changed)
+        pairs = None if self.pairs == self.card.pairs else self.pairs or "none"
+        name = run_name(self.seed, recipe=recipe, backbone=backbone, pairs=pairs, **changed)
+        return self.outputs / notebook / name
 
 
 def open_experiment(names: dict[str, object]) -> Experiment:
@@ -130,7 +152,8 @@ def open_experiment(names: dict[str, object]) -> Experiment:
             notebooks share, `dataset`, `outputs` and `interactive` are required. `preset`, `recipe` and
             `backbone` are empty for the card's; `data_root`, where videos and annotations lie, for
             `<outputs>/<dataset>/00_data`; `weights`, a local file or folder of pretrained weights, for the
-            hub. Relative paths are meant from the project's folder.
+            hub. `pairs` is "card" for the card's split of pairs without labels, "" for none. Relative paths
+            are meant from the project's folder.
 
     Raises:
         ValueError: an unknown parameter, dataset, preset, recipe or backbone; the message lists the valid
@@ -162,17 +185,22 @@ def create_experiment(
     weights: str = "",
     data_root: str = "",
     interactive: bool = False,
+    pairs: str = "",
 ) -> Experiment:
     """An experiment outside a notebook; arguments as the parameters of `open_experiment`.
 
     Raises:
-        ValueError: an unknown dataset, preset, recipe or backbone; the message lists the valid ones.
+        ValueError: an unknown dataset, preset, recipe, backbone or split of pairs; the message lists the
+            valid ones.
     """
     card = load_card(dataset)
     chosen = card.preset(preset)
     if backbone:
         backbone_module(backbone)  # a mistyped name is refused here, not taken for runs that are missing
         chosen = replace(chosen, backbone=backbone)
+    if pairs not in ("", CARD_PAIRS, card.pairs):
+        usual = f'{card.pairs!r}, as "{CARD_PAIRS}"' if card.pairs else "the card names no split of pairs"
+        raise ValueError(f'unknown pairs {pairs!r} for {card.name}; choose "" (labels alone) or {usual}')
     folder = project_path(outputs) / dataset
     named = folder / "00_data" / CLASSES_FILE
     if not card.classes and named.is_file():
@@ -189,6 +217,7 @@ def create_experiment(
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         interactive=interactive,
         weights=str(project_path(weights)) if weights else "",
+        pairs=card.pairs if pairs == CARD_PAIRS else pairs,
     )
 
 

@@ -22,7 +22,7 @@ from uniego_utils.experiment import Experiment
 from uniego_utils.methods import MERGES
 from uniego_utils.runs import digest, read_json, start_run, write_json
 from uniego_utils.sources import EVALUATION_BATCH
-from uniego_utils.students import SPLITS, common_start, describe_training, finish_student
+from uniego_utils.students import common_start, describe_training, finish_student
 from uniego_utils.training import Learner, fit, read_metrics, write_history
 from uniego_utils.weight_space import (
     MODEL,
@@ -308,7 +308,7 @@ def merge(
     if not todo:
         print(f"{folder.name}: {', '.join(merges)} finished before, reused")
         return folder
-    clips = {split: experiment.clips(split) for split in SPLITS}
+    clips = {split: experiment.clips(split) for split in experiment.scored_splits}
     space.batches = {split: loader(dataset, EVALUATION_BATCH) for split, dataset in clips.items()}
     scores = {key: read_metrics(path) for key, path in proxies.items()}
     for name in todo:

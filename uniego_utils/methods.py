@@ -19,7 +19,8 @@ from uniego_utils.objectives import Classification, ProxyDistillation, TeacherDi
 START = "start"  # the common start of all students of a seed
 EGO = "ego"
 NAIVE = "naive"
-EACH = "each"  # of notebook 02: every proxy, the ego baseline and the naive student
+CEILING = "ceiling"
+EACH = "each"  # of notebook 02: every student of it
 OTHER_COLOUR = "#999999"
 GREY, BLUE, PALE, BLACK = "#666666", "#0077BB", "#F4B183", "#222222"
 
@@ -37,10 +38,16 @@ class Method:
     sources: tuple[str, ...] = ()  # teachers or proxies to learn from; empty: all
     settings: str = "spd"  # the preset's training settings: start, proxy or spd
     times: int = 1  # as many epochs as the settings say
-    unlabelled: bool = False  # learns on the unlabelled split too, where a pass has one
+    all_labels: bool = False  # is given the labels of the pairs, which nobody else reads: a ceiling
+    pairs_only: bool = False  # has a meaning only where there are pairs without labels
     changes: Mapping[str, float] = field(default_factory=dict)  # of the card's method
     controls: tuple[str, ...] = ()  # students without which a comparison means little
     colour: str = OTHER_COLOUR
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether it learns on pairs too, where an experiment has them: cross-entropy alone needs labels."""
+        return self.all_labels or self.objective is not Classification
 
     def changed(self, card: MethodCard) -> MethodCard:
         """The card's numbers, with this student's changes."""
@@ -55,7 +62,6 @@ _ablation = partial(_spd, notebook="12_ablation", controls=("uniego",))
 _trust = partial(
     Method, notebook="13_reliability", objective=ProxyDistillation, controls=("uniego", "all_proxies")
 )
-_semi = partial(Method, notebook="16_unlabelled", unlabelled=True)
 _direct = partial(
     Method, notebook="08_gradient_conflict", start=START, objective=TeacherDistillation, controls=("direct",)
 )
@@ -71,6 +77,14 @@ METHODS: dict[str, Method] = {
         objective=TeacherDistillation,
         controls=(EGO,),
         colour=BLUE,
+    ),
+    CEILING: _level_one(
+        "All labels (ceiling)",
+        "labels alone, those of the pairs too",
+        all_labels=True,
+        pairs_only=True,
+        controls=(EGO,),
+        colour="#AAAAAA",
     ),
     # Merges of the proxies (Tables 7 and 10); soup, task arithmetic and TIES are not in the paper
     "merged": _merge("Merged proxies", "one learned coefficient a proxy", colour=PALE),
@@ -101,6 +115,16 @@ METHODS: dict[str, Method] = {
     ),
     "merged_ce": _level_two(
         "Merged, then labels alone", "merged start, labels alone for as long", colour=PALE
+    ),
+    "self_trained": _level_two(
+        "Ego baseline, self-training",
+        "the ego baseline teaches itself on the pairs",
+        start=EGO,
+        objective=ProxyDistillation,
+        weights=candidates.everyone,
+        sources=(EGO,),
+        pairs_only=True,
+        colour="#44AA99",
     ),
     # Tables 6, 7 and 8
     "start_all": _ablation(
@@ -174,46 +198,6 @@ METHODS: dict[str, Method] = {
         objective=rivals.DroppedProxies,
         weights=candidates.everyone,
     ),
-    # With unlabelled clips
-    "uniego_unlabelled": _semi(
-        "UNIEGO with unlabelled clips",
-        "selected proxies, on unlabelled clips too",
-        objective=ProxyDistillation,
-        weights=candidates.selected,
-        controls=("ego_same_steps", "self_unlabelled", "naive_unlabelled"),
-        colour="#AA3300",
-    ),
-    "all_unlabelled": _semi(
-        "All proxies with unlabelled clips",
-        "all proxies, on unlabelled clips too",
-        objective=ProxyDistillation,
-        weights=candidates.everyone,
-        colour=BLACK,
-    ),
-    "self_unlabelled": _semi(
-        "Ego baseline teaches itself, unlabelled clips",
-        "the ego baseline teaches itself, on unlabelled clips too",
-        start=EGO,
-        objective=ProxyDistillation,
-        weights=candidates.everyone,
-        sources=(EGO,),
-        colour=GREY,
-    ),
-    "ego_same_steps": _semi(
-        "Ego baseline, labels alone, as many steps",
-        "the ego baseline, labels alone, for as many steps",
-        start=EGO,
-        unlabelled=False,
-        times=2,  # an epoch over labelled and unlabelled clips has twice the steps
-        colour=GREY,
-    ),
-    "naive_unlabelled": _semi(
-        "Naive multi-teacher with unlabelled clips",
-        "naive multi-teacher distillation, on unlabelled clips too",
-        start=NAIVE,
-        objective=TeacherDistillation,
-        colour=GREY,
-    ),
     # Direct distillation, and with conflicting gradients combined otherwise (notebook 08)
     "direct": _direct(
         "Direct multi-teacher", "the common start, all teachers at once", controls=(), colour=BLUE
@@ -232,9 +216,9 @@ def proxy_of(teacher: str, label: str) -> Method:
     )
 
 
-def of_notebook(notebook: str) -> dict[str, Method]:
-    """The students that a notebook trains, in order."""
-    return {key: method for key, method in METHODS.items() if method.notebook == notebook}
+def of_notebook(notebook: str, methods: Mapping[str, Method] = METHODS) -> dict[str, Method]:
+    """Those of `methods` that a notebook trains, in order."""
+    return {key: method for key, method in methods.items() if method.notebook == notebook}
 
 
 def choose(keys: Iterable[str], among: Mapping[str, object]) -> dict:

@@ -154,6 +154,7 @@ class ProxyDistillation(Classification):
         logits: (N, R, C) proxies' stored logits.
         weights: (N, R) of a rule of `candidates`: each row sums to one, or is zero for a clip that learns
             from its label alone. Selected proxies of equation 5 have 1/|S_i|.
+        answers: (N,) class numbers by which proxies are judged: `Candidates.answers`.
 
     Where a batch has `proxy_features` (B, R, D) and `proxy_logits` (B, R, C), these are the proxies' outputs
     on the augmented view that the student gets, and they replace the stored ones.
@@ -168,17 +169,17 @@ class ProxyDistillation(Classification):
         features: Tensor,
         logits: Tensor,
         weights: Tensor,
-        labels: Tensor,
+        answers: Tensor,
         method: MethodCard,
         recipe: Recipe,
         label_smoothing: float = 0.0,
     ):
         super().__init__(label_smoothing)
         n, r, _ = logits.shape
-        if labels.shape != (n,) or not features.shape[:2] == weights.shape == (n, r):
+        if answers.shape != (n,) or not features.shape[:2] == weights.shape == (n, r):
             raise ValueError(
-                f"features {tuple(features.shape)}, logits {tuple(logits.shape)}, labels "
-                f"{tuple(labels.shape)} and weights {tuple(weights.shape)} do not describe the same clips"
+                f"features {tuple(features.shape)}, logits {tuple(logits.shape)}, answers "
+                f"{tuple(answers.shape)} and weights {tuple(weights.shape)} do not describe the same clips"
             )
         if not (features.isfinite().all() and logits.isfinite().all()):
             raise ValueError("proxies' features or logits are not finite; train these proxies again")
@@ -193,7 +194,8 @@ class ProxyDistillation(Classification):
             proxy_features=features,
             proxy_logits=logits,
             weights=weights.float(),
-            proxy_loss=proxy_cross_entropy(logits, labels),
+            answers=answers,
+            proxy_loss=proxy_cross_entropy(logits, answers),
         ).items():
             self.register_buffer(name, value, persistent=False)
 
@@ -205,7 +207,7 @@ class ProxyDistillation(Classification):
             candidates.features,
             candidates.logits,
             method.weights(candidates),
-            candidates.labels,
+            candidates.answers,
             method.changed(experiment.method),
             experiment.recipe,
             sources.label_smoothing(method),
@@ -234,10 +236,10 @@ class ProxyDistillation(Classification):
         self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Each clip's weights, cosine distances and divergences to the proxies, (B, R) each."""
-        rows, labels = batch["rows"], batch["labels"]
+        rows = batch["rows"]
         weights = self.weights[rows]
         if self.recipe.spd_better_than_student:
-            student_loss = F.cross_entropy(logits.detach(), labels, reduction="none")
+            student_loss = F.cross_entropy(logits.detach(), self.answers[rows], reduction="none")
             weights = shares(weights * (self.proxy_loss[rows] < student_loss[:, None]))
 
         proxy_features = batch["proxy_features"] if "proxy_features" in batch else self.proxy_features[rows]

@@ -21,7 +21,7 @@ from torch import Tensor
 from uniego_utils.backbones.pretrained import load_exactly
 from uniego_utils.backbones.timesformer import NEEDED, is_official_size, name_from_official, official_name
 from uniego_utils.data.video import VideoError
-from uniego_utils.experiment import Experiment, create_experiment
+from uniego_utils.experiment import SCORED, Experiment, create_experiment
 from uniego_utils.objectives import Classification
 from uniego_utils.recipes import recipe_called
 from uniego_utils.runs import (
@@ -34,7 +34,7 @@ from uniego_utils.runs import (
     written_whole,
 )
 from uniego_utils.sources import load_student
-from uniego_utils.students import SPLITS, describe_training, finish_student
+from uniego_utils.students import describe_training, finish_student
 from uniego_utils.training import Learner, read_metrics, write_history
 from uniego_utils.unpickle import read_checkpoint
 
@@ -117,7 +117,7 @@ def import_student(experiment: Experiment, path: Path, folder: Path) -> dict[str
     path, folder = Path(path), Path(folder)
     _require_timesformer(experiment.preset.backbone, f"preset of {experiment.card.name}")
     weights, projection = read_official(path)
-    manifests = {split: experiment.manifest(split).digest for split in SPLITS}
+    manifests = {split: experiment.manifest(split).digest for split in SCORED}
     model, classes = experiment.backbone(), len(experiment.card.classes)
     if weights["head.weight"].shape[:1] != (classes,):
         raise ValueError(
@@ -133,7 +133,7 @@ def import_student(experiment: Experiment, path: Path, folder: Path) -> dict[str
     if start_run(folder, config):
         print(f"{folder.name}: finished before, reused")
         return read_metrics(folder)
-    clips = {split: experiment.clips(split) for split in SPLITS}
+    clips = {split: experiment.clips(split) for split in SCORED}
     if projection:
         tensors = {f"project.{key}": value for key, value in projection.items()}
         write_tensors(folder / "objective.safetensors", tensors)

@@ -11,8 +11,8 @@ from uniego_utils.objectives import ProxyDistillation, proxy_cross_entropy, shar
 
 
 def weighted_by_confidence(candidates: Candidates) -> Tensor:
-    """CA-MKD: the surer of a clip's label a proxy is, the more it counts; see `confidence_weights`."""
-    return confidence_weights(candidates.logits, candidates.labels)
+    """CA-MKD: the surer of a clip's answer a proxy is, the more it counts; see `confidence_weights`."""
+    return confidence_weights(candidates.logits, candidates.answers)
 
 
 def confidence_weights(proxy_logits: Tensor, labels: Tensor) -> Tensor:

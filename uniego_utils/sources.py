@@ -1,7 +1,7 @@
 """What students learn from, on the clips of one pass: labels, teachers' features, proxies' outputs."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from uniego_utils.candidates import Candidates
-from uniego_utils.data.video import UNKNOWN, loader
+from uniego_utils.data.manifests import load_hidden_labels
 from uniego_utils.experiment import Experiment
 from uniego_utils.methods import Method
 from uniego_utils.runs import read_tensors, require_finished
 from uniego_utils.teachers.features import read_features, standardise
-from uniego_utils.training import predict
 
 EVALUATION_BATCH = 64
 Weights = dict[str, Tensor]  # a state dict
@@ -27,8 +26,15 @@ def load_student(folder: Path, cure: str) -> Weights:
 
 
 def load_outputs(folder: Path, split: str, cure: str) -> dict[str, Tensor]:
-    """`features` (N, D) and `logits` (N, C) of a finished student on a split, in manifest order."""
-    tensors = read_tensors(require_finished(folder, cure) / "outputs.safetensors")
+    """`features` (N, D) and `logits` (N, C) of a finished student on a split, in manifest order.
+
+    Raises:
+        FileNotFoundError: it is not finished, or has no outputs on that split; says how to make them.
+    """
+    path = require_finished(folder, cure) / "outputs.safetensors"
+    tensors = read_tensors(path)
+    if f"{split}_logits" not in tensors:
+        raise FileNotFoundError(f"{path} has no outputs on {split}; delete its folder and {cure}")
     return {name: tensors[f"{split}_{name}"] for name in ("features", "logits")}
 
 
@@ -44,18 +50,8 @@ def teacher_targets(experiment: Experiment, keys: Iterable[str], split: str = "t
 
 
 def proxy_outputs(proxies: Iterable[Path], split: str = "train") -> tuple[Tensor, Tensor]:
-    """Stored features (N, R, D) and logits (N, R, C) of R proxies on train, val or test, by run folder."""
+    """Stored features (N, R, D) and logits (N, R, C) of R proxies on a scored split, by run folder."""
     each = [load_outputs(folder, split, PROXIES_CURE) for folder in proxies]
-    return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
-
-
-def outputs_on(experiment: Experiment, proxies: Iterable[Path], split: str) -> tuple[Tensor, Tensor]:
-    """Features (M, R, D) and logits (M, R, C) of R proxies on any split, from their weights."""
-    clips, bf16 = experiment.clips(split), experiment.preset.spd.bf16
-    each = [
-        predict(proxy, loader(clips, EVALUATION_BATCH), experiment.device, bf16)
-        for proxy in load_proxies(experiment, proxies)
-    ]
     return tuple(torch.stack([output[name] for output in each], 1) for name in ("features", "logits"))
 
 
@@ -73,12 +69,13 @@ def load_proxies(experiment: Experiment, proxies: Iterable[Path]) -> list[nn.Mod
 class Sources:
     """What the students of a pass may learn from. Each part is read once, when it is first needed.
 
-    The clips are the N of the train split and, with `unlabelled`, the M of that split behind them.
+    The clips are the N of the train split and, where the experiment has pairs, those M behind them.
     """
 
     experiment: Experiment
     k: int = 0  # proxies selected per clip at most; 0: the card's
-    unlabelled: str = ""  # a split whose labels are not read
+    with_pairs: bool = True  # False: the train split alone, whatever the experiment has
+    all_labels: bool = False  # the labels of the pairs are read too
     teachers: Mapping[str, Tensor] | None = None  # features (N [+ M], D_r) by key; None: the card's teachers
     proxies: Mapping[str, Path] = field(default_factory=dict)  # run folders by key; empty: the card's proxies
     held_out: Tensor | None = None  # see `Candidates`
@@ -87,15 +84,22 @@ class Sources:
 
     @cached_property
     def labels(self) -> Tensor:
-        """(N [+ M],) class numbers; `UNKNOWN` on unlabelled clips."""
-        labels = torch.tensor(self.experiment.manifest("train").labels)
-        if not self.unlabelled:
-            return labels
-        return torch.cat([labels, torch.full((len(self.experiment.manifest(self.unlabelled)),), UNKNOWN)])
+        """(N [+ M],) class numbers; `UNKNOWN` on pairs, unless all labels are read."""
+        labels = self.experiment.manifest("train").labels
+        if not self.pairs:
+            return torch.tensor(labels)
+        of_pairs = self.hidden_labels if self.all_labels else self.experiment.manifest(self.pairs).labels
+        return torch.tensor([*labels, *of_pairs])
 
-    def labelled(self) -> "Sources":
-        """The same without the unlabelled split."""
-        return replace(self, unlabelled="") if self.unlabelled else self
+    @property
+    def pairs(self) -> str:
+        """The split of pairs behind the train split; "" for none."""
+        return self.experiment.pairs if self.with_pairs else ""
+
+    @property
+    def hidden_labels(self) -> list[int]:
+        """The class numbers of the pairs, for ceilings: nothing else may read them."""
+        return load_hidden_labels(self.experiment.manifest(self.pairs))
 
     def label_smoothing(self, method: Method) -> float:
         """Of the settings that a student is trained with."""
@@ -111,8 +115,8 @@ class Sources:
         wanted = keys or list(everyone)
         if absent := [key for key in wanted if key not in self._features]:
             of_train = teacher_targets(self.experiment, absent)
-            if self.unlabelled:
-                more = teacher_targets(self.experiment, absent, self.unlabelled)
+            if self.pairs:
+                more = teacher_targets(self.experiment, absent, self.pairs)
                 of_train = {key: torch.cat([rows, more[key]]) for key, rows in of_train.items()}
             self._features.update(of_train)
         return {key: self._features[key] for key in wanted}
@@ -135,12 +139,9 @@ class Sources:
 
     def _read_candidates(self, keys: tuple[str, ...]) -> Candidates:
         folders, experiment = self.proxy_folders(keys), self.experiment
-        features, logits = proxy_outputs(folders.values())
-        if self.unlabelled:
-            both = zip(
-                (features, logits), outputs_on(experiment, folders.values(), self.unlabelled), strict=True
-            )
-            features, logits = (torch.cat(pair) for pair in both)
+        splits = ("train", self.pairs) if self.pairs else ("train",)
+        outputs = [proxy_outputs(folders.values(), split) for split in splits]
+        features, logits = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         teachers = experiment.card.teachers
         return Candidates(
             features=features,

@@ -24,8 +24,9 @@ from uniego_utils.students import train
 class SelectionLogger(ProxyDistillation):
     """UNIEGO's loss, unchanged, that selects anew on each view which the student sees and keeps the result.
 
-    `selected` and `better` are (epochs, N, R) bool: who is selected on the view of that epoch, and those of
-    them whose loss on it is below the student's. Both are part of checkpoints.
+    Labelled clips alone are recorded. `selected` and `better` are (epochs, N, R) bool: who is selected on the
+    view of that epoch, and those of them whose loss on it is below the student's. Both are part of
+    checkpoints.
     """
 
     needs_live = True
@@ -34,20 +35,22 @@ class SelectionLogger(ProxyDistillation):
     def create(cls, sources: Sources, method: Method, width: int) -> Self:
         """The objective of a student of the register, as `Classification.create`."""
         logger, candidates = super().create(sources, method, width), sources.candidates(method.sources)
-        logger.log(sources.experiment.preset.spd.epochs, candidates.k, candidates.ce_ceiling)
+        clips = int((candidates.labels >= 0).sum())
+        logger.log(sources.experiment.preset.spd.epochs, clips, candidates.k, candidates.ce_ceiling)
         return logger
 
-    def log(self, epochs: int, k: int, ce_ceiling: float | None) -> None:
-        """Make room for so many epochs; k and ce_ceiling as for `select_proxies`."""
+    def log(self, epochs: int, clips: int, k: int, ce_ceiling: float | None) -> None:
+        """Make room for the epochs of these labelled clips; k and ce_ceiling as for `select_proxies`."""
         self.k, self.ce_ceiling = k, ce_ceiling
         for name in ("selected", "better"):
-            self.register_buffer(name, torch.zeros(epochs, *self.weights.shape, dtype=torch.bool))
-        self.register_buffer("views", torch.zeros(len(self.weights), dtype=torch.long))  # of each clip so far
+            self.register_buffer(name, torch.zeros(epochs, clips, self.weights.shape[1], dtype=torch.bool))
+        self.register_buffer("views", torch.zeros(clips, dtype=torch.long))  # of each clip so far
 
     def forward(self, features: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Losses:
         """The losses of a batch, as `ProxyDistillation`; records who is selected on it."""
-        rows, labels, proxies = batch["rows"], batch["labels"], batch["proxy_logits"]
-        student = F.cross_entropy(logits.detach(), labels, reduction="none")
+        labelled = batch["labels"] >= 0
+        rows, labels, proxies = (batch[name][labelled] for name in ("rows", "labels", "proxy_logits"))
+        student = F.cross_entropy(logits.detach()[labelled], labels, reduction="none")
         selected = select_proxies(proxies, labels, self.k, self.ce_ceiling)
         epochs = self.views[rows]
         self.selected[epochs, rows] = selected

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from uniego_utils.backbones import backbone_module
 from uniego_utils.cards import TrainConfig
-from uniego_utils.data.video import ClipDataset, ClipSubset, WithUnlabelled, loader
+from uniego_utils.data.video import ClipDataset, ClipSubset, WithPairs, loader
 from uniego_utils.experiment import Experiment
 from uniego_utils.methods import START, Method, choose
 from uniego_utils.objectives import ProxyDistillation
 from uniego_utils.runs import digest, finish_run, read_tensors, start_run, write_tensors
 from uniego_utils.sources import EVALUATION_BATCH, Sources, Weights, load_proxies, load_student
 from uniego_utils.training import Learner, Teach, autocast, fit, predict, score, write_history
-
-SPLITS = ("train", "val", "test")
 
 
 def train(
@@ -44,7 +42,7 @@ def train(
         sources: whom they learn from; None: the card's teachers and proxies.
         starts: run folder, or weights, of students that others start from, where they are not those of
             `experiment.students`.
-        rows: train clips to learn from; None: all.
+        rows: clips to learn from, of the N of the train split and the pairs behind them; None: all.
         learners: by key, what makes a learner of a backbone and an objective, where it is not `Learner`.
 
     Raises:
@@ -55,14 +53,14 @@ def train(
     if merges := [key for key, method in methods.items() if method.objective is None]:
         raise ValueError(f"{', '.join(merges)}: not trained but merged; see merging.merge")
     sources, starts, learners = sources or Sources(experiment), dict(starts or {}), learners or {}
-    if lacking := [key for key, method in methods.items() if method.unlabelled and not sources.unlabelled]:
-        raise ValueError(f"{', '.join(lacking)}: give sources with the split of unlabelled clips")
+    if lacking := [key for key, method in methods.items() if method.pairs_only and not sources.pairs]:
+        raise ValueError(f"{', '.join(lacking)}: open the experiment with a split of pairs without labels")
     passes: dict[tuple, dict[str, Method]] = {}
     for key, method in methods.items():
         place = folder or experiment.folder(method.notebook)
         of_proxies = method.sources if issubclass(method.objective, ProxyDistillation) else ()
-        unlabelled = sources.unlabelled if method.unlabelled else ""
-        shared = (place, method.settings, method.times, unlabelled, of_proxies)
+        clips = (method.on_pairs, method.all_labels) if sources.pairs else ()
+        shared = (place, method.settings, method.times, clips, of_proxies)
         passes.setdefault(shared, {})[key] = method
     for (place, *_), together in passes.items():
         _train_pass(experiment, together, place, sources, starts, rows, learners)
@@ -79,10 +77,12 @@ def _train_pass(
 ) -> None:
     """Train students that share settings and clips; arguments as of `train`."""
     first = next(iter(methods.values()))
+    on_pairs = bool(sources.pairs) and first.on_pairs
     config = getattr(experiment.preset, first.settings)
-    config = replace(config, epochs=first.times * config.epochs)
-    if not first.unlabelled:
-        sources = sources.labelled()
+    # An epoch over pairs too has twice the steps; whoever learns from labels alone gets as many.
+    epochs_for_steps = 2 if sources.pairs and not on_pairs and first.settings != "start" else 1
+    config = replace(config, epochs=first.times * epochs_for_steps * config.epochs)
+    sources = replace(sources, with_pairs=on_pairs, all_labels=first.all_labels)
     prepared = {}
     for key, method in methods.items():  # all sources are read before any training
         backbone = experiment.backbone()
@@ -96,7 +96,7 @@ def _train_pass(
         if start is not None:
             learner.model.load_state_dict(start)
         _continue_projections(experiment, method, learner.objective, starts)
-        described = describe_training(experiment, config, start, rows, sources.unlabelled)
+        described = describe_training(experiment, config, start, rows, sources)
         described |= {"objective": type(learner.objective).__name__, **learner.objective.describe()}
         if not start_run(folder / key, described | learner.describe()):
             todo[key] = learner
@@ -104,7 +104,7 @@ def _train_pass(
         print(f"{folder.name}: {', '.join(methods)} finished before, reused")
         return
 
-    clips = {split: experiment.clips(split) for split in SPLITS}
+    clips = {split: experiment.clips(split) for split in experiment.scored_splits}
     for dataset in clips.values():
         if dataset.cached is not None:
             print(dataset.throughput)
@@ -115,9 +115,13 @@ def _train_pass(
         logits = predict(model, batches, experiment.device, config.bf16)["logits"]
         return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
 
-    train_clips = clips["train"] if rows is None else ClipSubset(clips["train"], tuple(rows))
-    if sources.unlabelled:
-        train_clips = WithUnlabelled(clips["train"], experiment.clips(sources.unlabelled))
+    chosen = None if rows is None else tuple(rows)
+    if on_pairs:
+        hidden = tuple(sources.hidden_labels) if sources.all_labels else ()
+        train_clips = WithPairs(clips["train"], clips[sources.pairs], hidden, chosen)
+    else:
+        of_train = None if chosen is None else tuple(row for row in chosen if row < len(clips["train"]))
+        train_clips = clips["train"] if of_train is None else ClipSubset(clips["train"], of_train)
     teach = None
     if of_proxies := [key for key in todo if issubclass(methods[key].objective, ProxyDistillation)]:
         if experiment.recipe.spd_live_targets or any(todo[key].objective.needs_live for key in of_proxies):
@@ -215,7 +219,7 @@ def describe_training(
     config: TrainConfig,
     start: Weights | None,
     rows: Sequence[int] | None = None,
-    unlabelled: str = "",
+    sources: Sources | None = None,
 ) -> dict:
     """What decides a student's weights, for its `config.json`: numbers, and digests of its inputs."""
     weights = b"" if start is None else b"".join(start[name].numpy().tobytes() for name in sorted(start))
@@ -231,8 +235,10 @@ def describe_training(
     }
     if rows is not None:
         described["rows"] = digest(list(rows))
-    if unlabelled:
-        described["unlabelled"] = experiment.manifest(unlabelled).digest
+    if sources is not None and sources.pairs:
+        described["pairs"] = experiment.manifest(sources.pairs).digest
+        if sources.all_labels:
+            described["labels"] = digest(sources.labels.tolist())
     return described
 
 
@@ -243,12 +249,16 @@ def finish_student(
     device: torch.device,
     bf16: bool = False,
 ) -> dict[str, float]:
-    """Write a student's weights, its outputs on every split and its scores, then the finished marker."""
+    """Write a student's weights, its outputs on every split and its scores, then the finished marker.
+
+    A split without labels has outputs and no scores.
+    """
     outputs, metrics = {}, {}
     for split, dataset in clips.items():
         predicted = predict(learner.model, loader(dataset, EVALUATION_BATCH), device, bf16)
         outputs |= {f"{split}_{name}": value for name, value in predicted.items()}
-        scores = score(predicted["logits"], torch.tensor(dataset.labels))
+        labels = torch.tensor(dataset.labels)
+        scores = score(predicted["logits"], labels) if (labels >= 0).all() else {}
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
     write_tensors(folder / "model.safetensors", learner.model.state_dict())
     if projections := learner.objective.state_dict():

@@ -3,8 +3,9 @@
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm.auto import tqdm
 
 from uniego_utils.cards import VideoCard
-from uniego_utils.data.manifests import Manifest
+from uniego_utils.data.manifests import UNKNOWN, Manifest
 
 # isort: split
 # After torch, and nowhere else: decord brings NVBLAS, which would take over torch's BLAS calls and crash.
@@ -330,27 +331,49 @@ class ClipSubset(ClipView):
         return self.source[self.chosen[place], seed]
 
 
-UNKNOWN = -100  # the label of clips whose labels are not read; torch's cross-entropy ignores it
-
-
 @dataclass(frozen=True)
-class WithUnlabelled(ClipView):
-    """Its clips and, in every epoch, as many unlabelled ones, whose `rows` go on after its own.
+class WithPairs(ClipView):
+    """Labelled clips and, in every epoch, as many of the pairs, whose `rows` go on after the labelled ones.
 
-    Which of them an epoch has depends on its seed alone: a window that moves over all of them.
+    Which of the pairs an epoch has depends on its seed alone: a window that moves over all of them.
+
+    Raises:
+        ValueError: there is no labelled clip, or no pair, among the chosen ones.
     """
 
-    unlabelled: ClipDataset
+    pairs: ClipDataset
+    labels: tuple[int, ...] = ()  # of the pairs; empty: they are not read
+    chosen: tuple[int, ...] | None = None  # rows to take; None: all
+
+    def __post_init__(self):
+        if not self.labelled_rows or not self.pair_rows:
+            counts = f"{len(self.labelled_rows)} labelled clips and {len(self.pair_rows)} pairs"
+            raise ValueError(f"{counts} chosen; an epoch needs both")
+
+    @cached_property
+    def labelled_rows(self) -> list[int]:
+        """The rows that every epoch has."""
+        return [row for row in self._rows if row < len(self.source)]
+
+    @cached_property
+    def pair_rows(self) -> list[int]:
+        """Places in `pairs` of those that the window moves over."""
+        return [row - len(self.source) for row in self._rows if row >= len(self.source)]
+
+    @property
+    def _rows(self) -> Sequence[int]:
+        return range(len(self.source) + len(self.pairs)) if self.chosen is None else self.chosen
 
     def __len__(self) -> int:
-        return 2 * len(self.source)
+        return 2 * len(self.labelled_rows)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor | int]:
         place, seed = item
-        if place < len(self.source):
-            return self.source[place, seed]
-        row = (place + seed) % len(self.unlabelled)
-        return self.unlabelled[row, seed] | {"labels": UNKNOWN, "rows": len(self.source) + row}
+        if place < len(self.labelled_rows):
+            return self.source[self.labelled_rows[place], seed]
+        row = self.pair_rows[(place + seed) % len(self.pair_rows)]
+        label = self.labels[row] if self.labels else UNKNOWN
+        return self.pairs[row, seed] | {"labels": label, "rows": len(self.source) + row}
 
 
 def span_edges(span: np.ndarray, video: Video) -> list[int]:

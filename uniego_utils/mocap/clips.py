@@ -13,13 +13,15 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from uniego_utils.cards import VIEWS
+from uniego_utils.data.manifests import HIDDEN_LABELS
 from uniego_utils.mocap.cameras import ego_camera, exo_camera
 from uniego_utils.mocap.files import build_missing, claim, complete_folder, write_mp4
 from uniego_utils.mocap.motions import Motion, load_motions
 from uniego_utils.mocap.people import Subject, body_capsules, make_subject, perform
 from uniego_utils.mocap.render import Camera, render
 from uniego_utils.mocap.rooms import FurnishedRoom, make_room
-from uniego_utils.mocap.settings import SPLITS, MocapSettings, stable_rng
+from uniego_utils.mocap.settings import EGO_ONLY, SPLITS, UNLABELLED, MocapSettings, stable_rng
 from uniego_utils.runs import write_text
 
 COLUMNS = (
@@ -56,7 +58,7 @@ ACTIONS = {  # what captions call them
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip in memory; the dictionaries are by view, "ego" and "exo"."""
+    """One clip in memory; the dictionaries are by view, "ego" and, where it is rendered, "exo"."""
 
     pictures: dict[str, np.ndarray]  # (frames, size, size, 3) uint8
     depths: dict[str, np.ndarray]  # (frames, size, size) float32 metres
@@ -67,9 +69,18 @@ class Clip:
 
 
 def make_clip(
-    motions: dict[str, Motion], settings: MocapSettings, split: str, label: str, index: int
+    motions: dict[str, Motion],
+    settings: MocapSettings,
+    split: str,
+    label: str,
+    index: int,
+    views: tuple[str, ...] = VIEWS,
 ) -> Clip:
-    """Clip `index` of a class in a split; the same whatever else is generated."""
+    """Clip `index` of a class in a split; the same whatever else is generated.
+
+    Args:
+        views: ego alone, or ego and exo; the ego view is the same either way.
+    """
     rng = stable_rng(settings.seed, "clip", split, label, index)
     # Starting at another person for every class keeps person and class unrelated.
     person = (index + list(motions).index(label)) % settings.subjects(split)
@@ -83,6 +94,7 @@ def make_clip(
         "exo": exo_camera(performance, room, settings, rng),
     }
     pictures, depths = {}, {}
+    cameras = {view: cameras[view] for view in views}
     for view, camera in cameras.items():
         body = body_capsules(performance, subject, with_head=view == "exo")
         pictures[view], depths[view] = render(
@@ -123,9 +135,14 @@ def relative_inverse_depth(depth: np.ndarray) -> np.ndarray:
 def write_clip(clip: Clip, folder: Path, settings: MocapSettings) -> None:
     """Write a clip's files and what its manifest row needs; `folder` appears when all are complete."""
     with complete_folder(folder) as unfinished:
+        about = {"subject": clip.subject, "caption": clip.caption}
+        (unfinished / "clip.json").write_text(json.dumps(about))
+        for view, pictures in clip.pictures.items():
+            write_mp4(unfinished / f"{view}.mp4", pictures, settings.fps, settings.crf)
+        if "exo" not in clip.cameras:
+            return  # depth, skeleton and caption are for teachers
         skeleton = {"joints_3d": clip.joints.astype(np.float32)}
         for view, camera in clip.cameras.items():
-            write_mp4(unfinished / f"{view}.mp4", clip.pictures[view], settings.fps, settings.crf)
             grey = np.repeat(relative_inverse_depth(clip.depths[view])[..., None], 3, -1)
             write_mp4(unfinished / f"{view}_depth.mp4", grey, settings.fps, settings.crf)
             pixels, depth = camera.project(clip.joints)
@@ -136,8 +153,6 @@ def write_clip(clip: Clip, folder: Path, settings: MocapSettings) -> None:
             {key: np.ascontiguousarray(value) for key, value in skeleton.items()},
             unfinished / "skeleton.safetensors",
         )
-        about = {"subject": clip.subject, "caption": clip.caption}
-        (unfinished / "clip.json").write_text(json.dumps(about))
 
 
 def build(
@@ -169,55 +184,75 @@ def build(
     root, motions = Path(root), Path(motions)
     labels = list(load_motions(motions))
     claim(root, motions, asdict(settings) | {"generator": GENERATOR})
-    rows = {
-        split: [(label, index) for index in range(settings.clips_per_class(split)) for label in labels]
-        for split in SPLITS
-    }
+    clips = {split: _list_clips(split, labels, settings) for split in SPLITS}
     tasks = [
-        (_clip_folder(root, split, *row), motions, settings, split, *row)
-        for split in SPLITS
-        for row in rows[split]
+        (root / "clips" / split / clip_id, motions, settings, split, *chosen)
+        for split, listed in clips.items()
+        for clip_id, chosen in listed.items()
     ]
     build_missing(_build_clip, tasks, workers, progress, "clip")
     folder = Path(manifests or root)
-    return {split: _write_manifest(root, folder, split, rows[split], settings) for split in SPLITS}
+    return {split: _write_manifest(root, folder, split, clips[split], settings) for split in SPLITS}
 
 
-def _clip_folder(root: Path, split: str, label: str, index: int) -> Path:
-    return root / "clips" / split / f"{split}_{label}_{index:03d}"
+def _list_clips(split: str, labels: list[str], settings: MocapSettings) -> dict[str, tuple[str, int]]:
+    """Clip id -> (label, number within its class), in manifest order.
+
+    Ids and order of the split `unlabelled` say nothing about labels.
+    """
+    clips = [(label, index) for index in range(settings.clips_per_class(split)) for label in labels]
+    if split != UNLABELLED:
+        return {f"{split}_{label}_{index:03d}": (label, index) for label, index in clips}
+    order = stable_rng(settings.seed, "order", split).permutation(len(clips))
+    return {f"{split}_{number:04d}": clips[place] for number, place in enumerate(order)}
 
 
 def _build_clip(
     folder: Path, motions: Path, settings: MocapSettings, split: str, label: str, index: int
 ) -> None:
-    write_clip(make_clip(load_motions(motions), settings, split, label, index), folder, settings)
+    clip = make_clip(load_motions(motions), settings, split, label, index, views_of(split))
+    write_clip(clip, folder, settings)
+
+
+def views_of(split: str) -> tuple[str, ...]:
+    """The views that are rendered of a split."""
+    return VIEWS[:1] if split in EGO_ONLY else VIEWS
 
 
 def _write_manifest(
-    root: Path, manifests: Path, split: str, rows: list[tuple], settings: MocapSettings
+    root: Path, manifests: Path, split: str, clips: dict[str, tuple[str, int]], settings: MocapSettings
 ) -> Path:
-    """Write `<split>.csv` into `manifests`: a line a clip, in the order of `rows`, its paths below `root`."""
+    """Write `<split>.csv` into `manifests`: a line a clip, in the order of `clips`, its paths below `root`.
+
+    The labels of the split `unlabelled` go into a file of their own.
+    """
     lines = []
-    for label, index in rows:
-        folder = _clip_folder(root, split, label, index)
+    for clip_id, (label, _) in clips.items():
+        folder = root / "clips" / split / clip_id
         about = json.loads((folder / "clip.json").read_text())
         place = folder.relative_to(root).as_posix()
-        lines.append(
-            {
-                "clip_id": folder.name,
-                "take": folder.name,
-                "subject": about["subject"],
-                "label": label,
-                "ego_video": f"{place}/ego.mp4",
+        line = {
+            "clip_id": clip_id,
+            "take": clip_id,
+            "subject": about["subject"],
+            "label": label,
+            "ego_video": f"{place}/ego.mp4",
+            "start_s": 0.0,
+            "end_s": round(settings.seconds, 6),
+        }
+        if split not in EGO_ONLY:
+            line |= {
                 "exo_video": f"{place}/exo.mp4",
-                "start_s": 0.0,
-                "end_s": round(settings.seconds, 6),
                 "skeleton": f"{place}/skeleton.safetensors",
                 "ego_depth": f"{place}/ego_depth.mp4",
                 "exo_depth": f"{place}/exo_depth.mp4",
                 "caption": about["caption"],
             }
-        )
-    path = manifests / f"{split}.csv"
-    write_text(path, pd.DataFrame(lines, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
+        lines.append(line)
+    path, table = manifests / f"{split}.csv", pd.DataFrame(lines, columns=COLUMNS)
+    if split == UNLABELLED:
+        hidden = table[["clip_id", "label"]].to_csv(index=False, lineterminator="\n")
+        write_text(manifests / HIDDEN_LABELS.format(split=split), hidden)
+        table = table.assign(label="", caption="")
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
     return path

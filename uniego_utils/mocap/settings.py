@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SPLITS = ("pool", "train", "val", "test")
+UNLABELLED = "unlabelled"  # pairs whose labels go into a file of their own
+SPLITS = ("pool", "train", "val", "test", UNLABELLED)
+EGO_ONLY = ("test",)  # splits that no teacher sees: the head camera alone is rendered
 VIDEO_SPLITS = ("train", "val", "test")  # of the untrimmed videos
 
 
@@ -16,7 +18,8 @@ class MocapSettings:
     pool: int = 96  # clips per class of the split that teachers are fitted on (1,440 clips)
     train: int = 30  # clips per class
     val: int = 30
-    test: int = 60
+    test: int = 240
+    unlabelled: int = 60
     image_size: int = 112  # pixels, side of the square pictures: a multiple of 16
     frames: int = 16  # per clip
     fps: int = 12  # frames per second; with 16 frames a clip lasts 1.33 s
@@ -24,7 +27,8 @@ class MocapSettings:
     pool_subjects: int = 32  # people; no person is in two splits
     train_subjects: int = 16
     val_subjects: int = 8
-    test_subjects: int = 16
+    test_subjects: int = 32
+    unlabelled_subjects: int = 32
     rooms: int = 12  # shared by all splits
     texture_contrast: float = 0.5  # of the patterns on floors and walls; 0 is plain
     joint_noise: float = 0.12  # radians; slow random bending of every joint

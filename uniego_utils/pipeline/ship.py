@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from uniego_utils.pipeline.notebooks import LABELS_ALONE
 from uniego_utils.runs import write_text
 
 MAX_SHIPPED_BYTES = 500_000
@@ -51,11 +52,14 @@ def ship(executed_dir: str | Path, notebooks_dir: str | Path) -> list[Path]:
 
 
 def execution_of(name: str, executed_dir: Path) -> Path | None:
-    """The executed notebook to ship under `name`: of all seeds, or else of the first."""
+    """The executed notebook to ship under `name`: of all seeds, or else of the first, in its usual regime."""
     if (path := executed_dir / name).is_file():
         return path
-    of_seeds = executed_dir.glob(f"seed*/{name}")
-    return min(of_seeds, key=lambda path: int(path.parent.name.removeprefix("seed")), default=None)
+    for folder in (executed_dir, executed_dir / LABELS_ALONE):
+        of_seeds = list(folder.glob(f"seed*/{name}"))
+        if of_seeds:
+            return min(of_seeds, key=lambda path: int(path.parent.name.removeprefix("seed")))
+    return None
 
 
 def with_outputs(path: Path, notebook: NotebookNode, executed: NotebookNode) -> str:

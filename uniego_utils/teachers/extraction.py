@@ -45,7 +45,7 @@ PILOT = 3  # clips timed before extraction starts
 
 
 def prepare_teacher(experiment: Experiment, key: str) -> Path:
-    """Fit or load the teacher `key`, store its features of the train and val splits, probe it.
+    """Fit or load the teacher `key`, store its features of train, val and the card's pairs, and probe it.
 
     What is finished is reused, after checking that it belongs to today's manifests, weights and libraries.
     Returns the run folder.
@@ -58,7 +58,8 @@ def prepare_teacher(experiment: Experiment, key: str) -> Path:
         key, experiment.card, experiment.preset, experiment.device, experiment.seed, experiment.weights
     )
     folder = experiment.outputs / "01_teacher_extraction" / key
-    splits = list(dict.fromkeys([experiment.card.teacher_split, "train", "val"]))
+    card = experiment.card
+    splits = dict.fromkeys([card.teacher_split, "train", "val", *([card.pairs] if card.pairs else [])])
     manifests = {split: experiment.manifest(split) for split in splits}
     started = time.perf_counter()
     model = fit_teacher(job, manifests[experiment.card.teacher_split], folder / "model")

@@ -1,13 +1,19 @@
-"""A committee on clips without labels: against slow votes, and that labels are never read."""
+"""Pairs without labels: a committee against slow votes, and that labels are never read."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from uniego_utils.candidates import Candidates, committee, select_by_consensus
-from uniego_utils.data.video import UNKNOWN, WithUnlabelled
-from uniego_utils.methods import METHODS
+from uniego_utils.candidates import Candidates, committee, everyone, selected
+from uniego_utils.data.manifests import UNKNOWN
+from uniego_utils.data.video import WithPairs
 from uniego_utils.objectives import Classification
+
+
+def candidates_of(logits, labels=None, k=1):
+    clips, proxies, _ = logits.shape
+    labels = torch.full((clips,), UNKNOWN) if labels is None else labels
+    return Candidates(torch.zeros(clips, proxies, 2), logits, labels, k)
 
 
 def logits_of(clips, proxies, classes, seed=0):
@@ -24,25 +30,26 @@ def test_the_committee_is_the_mean_of_probabilities():
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_consensus_agrees_with_a_slow_vote(k):
     logits = logits_of(60, 5, 3)
-    selected = select_by_consensus(logits, k)
+    chosen = selected(candidates_of(logits, k=k))
     for i in range(60):
         shares = [z.exp() / z.exp().sum() for z in logits[i]]
         said = int(sum(shares).argmax())
         agreeing = [r for r, z in enumerate(shares) if int(z.argmax()) == said]
         best = sorted(agreeing, key=lambda r: -shares[r][said])[:k]
-        assert selected[i].nonzero().flatten().tolist() == sorted(best)
+        assert chosen[i].nonzero().flatten().tolist() == sorted(best)
+        torch.testing.assert_close(chosen[i, best], torch.full((len(best),), 1 / len(best)))
 
 
 def test_weights_are_selected_by_label_then_by_consensus():
     labelled, unlabelled = logits_of(6, 4, 3), logits_of(9, 4, 3, seed=1)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     logits = torch.cat([labelled, unlabelled])
-    clips = Candidates(torch.zeros(15, 4, 2), logits, torch.cat([labels, torch.full((9,), UNKNOWN)]))
-    chosen = METHODS["uniego_unlabelled"].weights(clips)
+    clips = candidates_of(logits, torch.cat([labels, torch.full((9,), UNKNOWN)]))
+    chosen = selected(clips)
     right = labelled.argmax(-1) == labels[:, None]
     assert torch.equal(chosen[:6].sum(1) > 0, right.any(1)) and not (chosen[:6].bool() & ~right).any()
-    assert torch.equal(chosen[6:].bool(), select_by_consensus(unlabelled, 1))
-    assert torch.equal(METHODS["all_unlabelled"].weights(clips), torch.full((15, 4), 0.25))
+    assert torch.equal(chosen[6:], selected(candidates_of(unlabelled)))
+    assert torch.equal(everyone(clips), torch.full((15, 4), 0.25))
 
 
 class Clips:
@@ -61,21 +68,46 @@ class Clips:
         return {"clips": (self.name, row, seed), "labels": row % 3, "rows": row}
 
 
-def test_an_epoch_has_all_labelled_clips_and_as_many_unlabelled_ones_without_their_labels():
-    both = WithUnlabelled(Clips("train", 4), Clips("pool", 7))
+def test_an_epoch_has_all_labelled_clips_and_as_many_pairs_without_their_labels():
+    both = WithPairs(Clips("train", 4), Clips("pairs", 7))
     assert len(both) == 8
     items = [both[place, 11] for place in range(8)]
     assert [item["clips"] for item in items[:4]] == [("train", row, 11) for row in range(4)]
     assert [item["labels"] for item in items] == [0, 1, 2, 0] + [UNKNOWN] * 4
     for item in items[4:]:
         name, row, seed = item["clips"]
-        assert (name, seed) == ("pool", 11) and item["rows"] == 4 + row
+        assert (name, seed) == ("pairs", 11) and item["rows"] == 4 + row
 
 
-def test_all_unlabelled_clips_get_their_turn():
-    both = WithUnlabelled(Clips("train", 4), Clips("pool", 7))
-    rows = [{both[place, seed]["rows"] for place in range(4, 8)} for seed in range(40)]
-    assert all(len(epoch) == 4 for epoch in rows) and set().union(*rows) == set(range(4, 11))
+def rows_of(both):
+    return [[both[place, seed]["rows"] for place in range(len(both))] for seed in range(40)]
+
+
+def test_all_pairs_get_their_turn():
+    epochs = [epoch[4:] for epoch in rows_of(WithPairs(Clips("train", 4), Clips("pairs", 7)))]
+    assert all(len(set(epoch)) == 4 for epoch in epochs) and set().union(*epochs) == set(range(4, 11))
+
+
+def test_given_labels_reach_the_clips_they_belong_to():
+    given = tuple(range(20, 27))
+    both = WithPairs(Clips("train", 4), Clips("pairs", 7), given)
+    for seed in range(10):
+        for place in range(4, 8):
+            item = both[place, seed]
+            assert item["labels"] == given[item["rows"] - 4]
+
+
+def test_chosen_rows_alone_are_seen():
+    both = WithPairs(Clips("train", 4), Clips("pairs", 7), chosen=(1, 3, 4, 5, 9))
+    epochs = rows_of(both)
+    assert len(both) == 4 and all(epoch[:2] == [1, 3] for epoch in epochs)
+    assert {row for epoch in epochs for row in epoch[2:]} == {4, 5, 9}
+
+
+@pytest.mark.parametrize("chosen", [(0, 1), (4, 5), ()])
+def test_refuses_a_choice_without_labelled_clips_or_without_pairs(chosen):
+    with pytest.raises(ValueError, match="labelled clips and .* pairs chosen"):
+        WithPairs(Clips("train", 4), Clips("pairs", 7), chosen=chosen)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
