@@ -348,7 +348,7 @@ def rendered(tmp_path_factory):
     """An outputs folder with a few rendered clips."""
     outputs = tmp_path_factory.mktemp("outputs")
     root = outputs / "mocap" / "00_data"
-    settings = {"pool": 1, "train": 1, "val": 1, "test": 1, "image_size": 64, "frames": 8}
+    settings = {"pool": 1, "train": 1, "val": 1, "test": 1, "unlabelled": 1, "image_size": 64, "frames": 8}
     motions = CARDS / "mocap" / "humanoid_motions.npz"
     build(root, motions, from_mapping(MocapSettings, settings, "test"), 1, False, root)
     return outputs

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from uniego_utils.cards import CARDS, Card, TrainConfig, from_mapping, load_card, merged
-from uniego_utils.data.manifests import load_manifest
+from uniego_utils.data.manifests import UNKNOWN, load_hidden_labels, load_manifest
 
 CONTENT = {
     "name": "toy",
@@ -276,6 +276,28 @@ def test_a_teachers_key_begins_with_its_viewpoint(tmp_path, key, view):
         load(tmp_path, changed(teachers={key: teacher}))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pairs": "more"}, "'more' is no split of train, val, test"),
+        ({"ego_only": ["more"]}, "'more' is no split"),
+        ({"teacher_split": "more"}, "'more' is no split"),
+        ({"pairs": "val"}, "pairs is 'val', a split whose labels are read"),
+        ({"splits": ["train", "val", "test", "more"], "pairs": "more", "ego_only": ["more"]}, "no exo view"),
+        ({"splits": ["train", "val", "test", "more"], "pairs": "more", "teacher_split": "more"}, "are read"),
+        ({"ego_only": ["val", "test"]}, "ego_only has val, which teachers see"),
+    ],
+)
+def test_refuses_a_split_that_cannot_be_what_it_is_named_for(tmp_path, given, message):
+    with pytest.raises(ValueError, match=rf"toy\.yaml: .*{message}"):
+        load(tmp_path, changed(**given))
+
+
+def test_splits_need_the_views_that_teachers_or_students_see(tmp_path):
+    card = load(tmp_path, changed(ego_only=["test"]))
+    assert card.views_of("train") == ("ego", "exo") and card.views_of("test") == ("ego",)
+
+
 CLASSES = ("walk", "run")
 
 
@@ -432,3 +454,59 @@ def test_the_digest_notices_a_change(rows, tmp_path, column, value):
 
 def test_the_digest_notices_another_order(rows, tmp_path):
     assert manifest(rows[::-1], tmp_path).digest != manifest(rows, tmp_path).digest
+
+
+@pytest.fixture
+def unlabelled(rows, tmp_path):
+    """A split of pairs and the labels that its manifest does not have."""
+    rows[["clip_id", "label"]].to_csv(tmp_path / "more_labels.csv", index=False)
+    rows.assign(label="").to_csv(tmp_path / "more.csv", index=False)
+    return load_manifest(tmp_path / "more.csv", CLASSES, tmp_path, labelled=False)
+
+
+def test_a_split_without_labels_has_unknown_ones_and_hides_the_true_ones(unlabelled):
+    assert unlabelled.labels == [UNKNOWN] * 8
+    assert load_hidden_labels(unlabelled) == [0, 1] * 4
+
+
+def test_hidden_labels_follow_the_manifests_order(unlabelled, tmp_path):
+    path = tmp_path / "more_labels.csv"
+    pd.read_csv(path).iloc[::-1].to_csv(path, index=False)
+    assert load_hidden_labels(unlabelled) == [0, 1] * 4
+
+
+def test_a_label_in_a_split_without_labels_is_refused(rows, tmp_path):
+    rows.assign(label=["", "run"] * 4).to_csv(tmp_path / "more.csv", index=False)
+    with pytest.raises(ValueError, match=r"line 3: run.*"):
+        load_manifest(tmp_path / "more.csv", CLASSES, tmp_path, labelled=False)
+    with pytest.raises(ValueError, match="a label outside"):
+        load_manifest(tmp_path / "more.csv", CLASSES, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.iloc[1:], "lacks the label of c0"),
+        (lambda table: table.replace("c3", "c9"), r"a clip that more.csv has not \(line 5: c9\)"),
+        (lambda table: table.replace("c3", "c2"), "a duplicate id"),
+        (lambda table: table.replace("run", "swim"), "a label outside the classes"),
+    ],
+)
+def test_hidden_labels_of_other_clips_are_refused(unlabelled, tmp_path, change, message):
+    path = tmp_path / "more_labels.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+    with pytest.raises(ValueError, match=message):
+        load_hidden_labels(unlabelled)
+
+
+def test_absent_hidden_labels_are_named(unlabelled, tmp_path):
+    (tmp_path / "more_labels.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"more_labels\.csv does not exist; a ceiling needs"):
+        load_hidden_labels(unlabelled)
+
+
+def test_a_view_that_a_clip_has_not_is_named(rows, tmp_path):
+    rows.assign(exo_video="").to_csv(tmp_path / "train.csv", index=False)
+    alone = load_manifest(tmp_path / "train.csv", CLASSES, tmp_path, ("ego",))
+    with pytest.raises(ValueError, match="clip c2 of train has no exo_video"):
+        alone.path(2, "exo_video")

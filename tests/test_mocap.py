@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from uniego_utils.cards import VIEWS
 from uniego_utils.mocap import clips
 from uniego_utils.mocap.cameras import ego_camera
 from uniego_utils.mocap.clips import COLUMNS, build
@@ -28,10 +29,10 @@ from uniego_utils.mocap.motions import (
 from uniego_utils.mocap.people import SHIRTS, Performance, make_subject
 from uniego_utils.mocap.render import Camera, Capsules, look_at, render
 from uniego_utils.mocap.rooms import make_room
-from uniego_utils.mocap.settings import SPLITS, MocapSettings
+from uniego_utils.mocap.settings import EGO_ONLY, SPLITS, UNLABELLED, MocapSettings
 
 MOTIONS = Path(__file__).parents[1] / "data_manifests" / "mocap" / "humanoid_motions.npz"
-TINY = MocapSettings(pool=1, train=2, val=1, test=1, image_size=64, frames=4, rooms=2)
+TINY = MocapSettings(pool=1, train=2, val=1, test=1, unlabelled=1, image_size=64, frames=4, rooms=2)
 
 
 @pytest.fixture(scope="module")
@@ -241,11 +242,38 @@ def test_manifests_and_files(built):
         table = pd.read_csv(path)
         assert tuple(table.columns) == COLUMNS
         assert table["clip_id"].is_unique and len(table) == 15 * TINY.clips_per_class(split)
-        assert table["label"].head(15).nunique() == 15, "classes must alternate"
-        for column in ("ego_video", "exo_video", "skeleton", "ego_depth", "exo_depth"):
-            assert all((root / place).is_file() for place in table[column])
+        assert all((root / place).is_file() for place in table["ego_video"])
         assert (table["start_s"] == 0).all() and np.allclose(table["end_s"], TINY.seconds)
-        assert table["caption"].str.startswith("a person in a").any()
+        for_teachers = table[["exo_video", "skeleton", "ego_depth", "exo_depth"]]
+        if split in EGO_ONLY:
+            assert for_teachers.isna().all(axis=None)
+        else:
+            assert all((root / place).is_file() for place in for_teachers.to_numpy().flat)
+        if split == UNLABELLED:
+            assert table[["label", "caption"]].isna().all(axis=None)
+        else:
+            assert table["label"].head(15).nunique() == 15, "classes must alternate"
+            assert split in EGO_ONLY or table["caption"].str.startswith("a person in a").any()
+
+
+def test_labels_of_pairs_are_hidden_but_right(built, motions):
+    """The clip that the labels' file names is rendered anew from its class; nothing else names the class."""
+    root, manifests = built
+    path = manifests[UNLABELLED]
+    hidden = pd.read_csv(path.with_name("unlabelled_labels.csv"), index_col="clip_id")["label"]
+    assert sorted(hidden) == sorted(motions) and list(hidden) != sorted(hidden)
+    assert not any(label in path.read_text() for label in motions)
+    for row in pd.read_csv(path).head(3).itertuples():
+        clip = clips.make_clip(motions, TINY, UNLABELLED, hidden[row.clip_id], 0)
+        assert np.abs(decode(root / row.ego_video) - clip.pictures["ego"].astype(float)).mean() < 8
+        assert row.subject == clip.subject
+
+
+def test_the_ego_view_is_the_same_without_the_exo_view(motions):
+    for split, label in (("train", "kick"), ("test", "walk")):
+        both, alone = (clips.make_clip(motions, TINY, split, label, 0, views) for views in (VIEWS, VIEWS[:1]))
+        np.testing.assert_array_equal(both.pictures["ego"], alone.pictures["ego"])
+        assert list(alone.pictures) == ["ego"] and both.subject == alone.subject
 
 
 def test_ego_and_exo_last_equally_long(built):
@@ -261,7 +289,7 @@ def test_ego_and_exo_last_equally_long(built):
 
 def test_skeleton_file(built):
     root, manifests = built
-    skeleton = load_file(root / pd.read_csv(manifests["test"])["skeleton"][0])
+    skeleton = load_file(root / pd.read_csv(manifests["val"])["skeleton"][0])
     assert skeleton["joints_3d"].shape == (TINY.frames, 16, 3) and skeleton["joints_3d"].dtype == np.float32
     assert (skeleton["joints_3d"][..., 1] > 0).all(), "below the floor"
     for view in ("ego", "exo"):
@@ -322,7 +350,7 @@ def test_resumes_after_an_interruption(built, tmp_path, monkeypatch):
     make_clip = clips.make_clip
     monkeypatch.setattr(clips, "make_clip", lambda *args: redone.append(args[2:]) or make_clip(*args))
     build(root, MOTIONS, TINY, workers=1, progress=False)
-    assert redone == [("train", "kick", 1), ("test", "walk", 0)]
+    assert redone == [("train", "kick", 1, ("ego", "exo")), ("test", "walk", 0, ("ego",))]
     assert content(root) == expected
 
 

@@ -1,29 +1,34 @@
 """Level I, merging and Level II on a few rendered clips: what is shared, reused, resumed and refused."""
 
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from uniego_utils import students
 from uniego_utils.analyses.misaligned import DOSE_METHODS, misalign, train_doses
+from uniego_utils.analyses.pair_curves import choose_rows, train_with
 from uniego_utils.analyses.reliability import cross_fit, split_folds
 from uniego_utils.candidates import everyone
 from uniego_utils.cards import CARDS, from_mapping, load_card, merged
+from uniego_utils.data.manifests import hidden_labels_file
 from uniego_utils.data.video import loader
 from uniego_utils.experiment import Experiment
 from uniego_utils.merging import merge
-from uniego_utils.methods import EGO, MERGES, NAIVE, Method, choose, of_notebook
+from uniego_utils.methods import EGO, MERGES, METHODS, NAIVE, START, Method, choose, of_notebook
 from uniego_utils.mocap.clips import MocapSettings, build
 from uniego_utils.objectives import ProxyDistillation, TeacherDistillation
-from uniego_utils.proxies import projected_teacher, train_proxies
+from uniego_utils.proxies import projected_teacher, student_names, train_proxies
 from uniego_utils.recipes import PAPER
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors
-from uniego_utils.sources import Sources, outputs_on, proxy_outputs, teacher_targets
+from uniego_utils.sources import Sources, load_proxies, proxy_outputs, teacher_targets
 from uniego_utils.students import common_start, proxies_on_view, train
 from uniego_utils.teachers.extraction import prepare_teacher
 from uniego_utils.teachers.features import write_features
+from uniego_utils.training import read_history, read_metrics
 
 ALL_PROXIES = Method("All", "all proxies", "any", objective=ProxyDistillation, weights=everyone)
 TEACHERS = ("ego_dino", "exo_skl")
@@ -38,7 +43,7 @@ def data_root(tmp_path_factory):
 
 
 def render(root, manifests):
-    settings = {"pool": 1, "train": 2, "val": 1, "test": 1, "image_size": 64, "frames": 8}
+    settings = {"pool": 1, "train": 2, "val": 1, "test": 1, "unlabelled": 3, "image_size": 64, "frames": 8}
     motions = CARDS / "mocap" / "humanoid_motions.npz"
     build(root, motions, from_mapping(MocapSettings, settings, "test"), 1, False, manifests)
 
@@ -67,7 +72,7 @@ def trained(data_root, tmp_path_factory):
     experiment = open_small_experiment(data_root, tmp_path_factory.mktemp("outputs"))
     train_proxies(experiment, "each")
     merge(experiment)
-    train(experiment, of_notebook("04_spd"))
+    train(experiment, of_notebook("04_spd", experiment.methods))
     return experiment
 
 
@@ -78,7 +83,7 @@ def weights_of(folder):
 def test_every_student_and_method_leaves_a_finished_run(trained):
     runs = [trained.folder("02_proxy") / name for name in ("start", *TEACHERS, EGO, NAIVE)]
     runs += [trained.folder("03_merging") / name for name in MERGES]
-    runs += [trained.folder("04_spd") / name for name in of_notebook("04_spd")]
+    runs += [trained.folder("04_spd") / name for name in of_notebook("04_spd", trained.methods)]
     assert all(is_finished(run) for run in runs)
     assert not list(trained.outputs.rglob("*checkpoint*")) and not list(trained.outputs.rglob("*.partial"))
 
@@ -148,11 +153,6 @@ def test_an_unknown_teacher_or_method_lists_the_valid_ones(trained):
         train(trained, ["uniego", "merged"])
     with pytest.raises(ValueError, match="no student uniego2; choose of ego_dino"):
         trained.student("uniego2")
-
-
-def test_unlabelled_clips_are_asked_for_where_a_student_learns_on_them(trained):
-    with pytest.raises(ValueError, match="uniego_unlabelled: give sources with the split of unlabelled"):
-        train(trained, ["uniego_unlabelled"])
 
 
 def test_features_of_a_teacher_with_other_settings_are_not_reused(data_root, tmp_path, capsys):
@@ -297,44 +297,145 @@ def test_a_projected_teacher_is_what_the_trained_proxys_loss_sees(trained):
     torch.testing.assert_close(projected_teacher(folder, "exo_skl", targets["exo_skl"]), expected)
 
 
-def test_outputs_on_a_split_are_the_stored_ones(trained):
-    pool = list(trained.proxies.values())
-    for fresh, stored in zip(outputs_on(trained, pool, "train"), proxy_outputs(pool), strict=True):
-        torch.testing.assert_close(fresh, stored, rtol=1e-4, atol=1e-4)
+PAIRS = "unlabelled"
 
 
-def test_unlabelled_clips_teach_without_their_labels(trained, tmp_path):
-    """The same student whatever the labels of the unlabelled split are; another one without that split."""
-    student = {"all": replace(ALL_PROXIES, unlabelled=True)}
-    train(trained, student, tmp_path / "one", sources=Sources(trained, unlabelled="pool"))
+@pytest.fixture(scope="module")
+def with_pairs(trained, tmp_path_factory):
+    """The experiment with pairs, after notebook 02, in a folder of outputs of its own."""
+    outputs = tmp_path_factory.mktemp("with_pairs")
+    shutil.copytree(trained.outputs / "01_teacher_extraction", outputs / "01_teacher_extraction")
+    shutil.copytree(trained.data, outputs / "00_data")
+    experiment = replace(trained, outputs=outputs, pairs=PAIRS)
+    write_teachers(experiment, 0)
+    train_proxies(experiment, "each")
+    return experiment
 
-    path = trained.data / "pool.csv"
-    before = path.read_text()
+
+def write_teachers(experiment, seed):
+    """Stored features of the pairs, which are noise."""
+    manifest = experiment.manifest(PAIRS)
+    for number, key in enumerate(TEACHERS):
+        path = experiment.outputs / "01_teacher_extraction" / key / f"{PAIRS}.safetensors"
+        path.unlink(missing_ok=True)
+        noise = torch.Generator().manual_seed(10 * seed + number)
+        write_features(path, torch.randn(len(manifest), 24, generator=noise), manifest, 24, {})
+
+
+def equal_weights(one, two):
+    one, two = weights_of(one), weights_of(two)
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_each_has_the_ceiling_where_the_labels_of_pairs_are_known(with_pairs, trained):
+    assert student_names(with_pairs, "each") == [*TEACHERS, EGO, NAIVE, "ceiling"]
+    assert student_names(trained, "each") == [*TEACHERS, EGO, NAIVE]
+    path = hidden_labels_file(with_pairs.manifest(PAIRS))
+    kept = path.read_text()
+    path.unlink()
+    assert student_names(with_pairs, "each") == [*TEACHERS, EGO, NAIVE]
+    path.write_text(kept)
+
+
+def test_regimes_have_folders_of_their_own(with_pairs):
+    usual = replace(with_pairs, recipe_name=with_pairs.card.recipe)
+    assert usual.folder("02_proxy").name == "seed0"
+    assert replace(usual, pairs="").folder("02_proxy").name == "seed0-pairs=none"
+
+
+def test_the_labels_of_pairs_reach_the_ceiling_alone(with_pairs, tmp_path):
+    """Trained anew with other labels of the pairs, only the ceiling changes."""
+    path = hidden_labels_file(with_pairs.manifest(PAIRS))
+    kept = path.read_text()
     rows = pd.read_csv(path)
-    rows.assign(label=rows["label"].to_numpy()[::-1]).to_csv(path, index=False)
-    train(trained, student, tmp_path / "two", sources=Sources(trained, unlabelled="pool"))
-    path.write_text(before)
-    train(trained, {"all": ALL_PROXIES}, tmp_path / "three")
+    rows.assign(label=np.roll(rows["label"], 1)).to_csv(path, index=False)
+    train(with_pairs, student_names(with_pairs, "each"), tmp_path)
+    path.write_text(kept)
+    before = with_pairs.folder("02_proxy")
+    same = {
+        name: equal_weights(before / name, tmp_path / name) for name in [*TEACHERS, EGO, NAIVE, "ceiling"]
+    }
+    assert same == {name: name != "ceiling" for name in same}
 
-    one, two, three = (weights_of(tmp_path / name / "all") for name in ("one", "two", "three"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert any(not torch.equal(one[name], three[name]) for name in one)
+
+def test_what_teachers_see_of_pairs_reaches_all_but_those_who_learn_from_labels(with_pairs, tmp_path):
+    write_teachers(with_pairs, 1)
+    train(with_pairs, student_names(with_pairs, "each"), tmp_path)
+    write_teachers(with_pairs, 0)
+    before = with_pairs.folder("02_proxy")
+    same = {
+        name: equal_weights(before / name, tmp_path / name) for name in [*TEACHERS, EGO, NAIVE, "ceiling"]
+    }
+    assert same == {name: name in (EGO, "ceiling") for name in same}
 
 
-def test_the_naive_rival_learns_from_teachers_of_unlabelled_clips(trained, tmp_path):
-    """Its student changes with the teachers' features of the unlabelled clips, which must be there."""
-    student = ["naive_unlabelled"]
-    manifest = trained.manifest("pool")
-    paths = [trained.outputs / "01_teacher_extraction" / key / "pool.safetensors" for key in TEACHERS]
-    with pytest.raises(FileNotFoundError, match=r"ego_dino/pool\.safetensors.*01_teacher_extraction"):
-        train(trained, student, tmp_path / "none", sources=Sources(trained, unlabelled="pool"))
-    for number in range(2):
-        for path in paths:
-            path.unlink(missing_ok=True)
-            features = torch.randn(len(manifest), 24, generator=torch.Generator().manual_seed(number))
-            write_features(path, features, manifest, 24, {})
-        train(trained, student, tmp_path / str(number), sources=Sources(trained, unlabelled="pool"))
-    for path in paths:
-        path.unlink()
-    one, two = (weights_of(tmp_path / str(number) / "naive_unlabelled") for number in range(2))
-    assert any(not torch.equal(one[name], two[name]) for name in one)
+def test_missing_features_of_pairs_are_named(with_pairs, tmp_path):
+    path = with_pairs.outputs / "01_teacher_extraction" / TEACHERS[0] / f"{PAIRS}.safetensors"
+    path.rename(path.with_suffix(".away"))
+    with pytest.raises(
+        FileNotFoundError, match=rf"{TEACHERS[0]}/unlabelled\.safetensors.*01_teacher_extraction"
+    ):
+        train(with_pairs, [NAIVE], tmp_path)
+    path.with_suffix(".away").rename(path)
+
+
+def test_everyone_takes_as_many_steps(with_pairs):
+    """Cross-entropy has an epoch half as long and gets twice the epochs; the common start does not."""
+    epochs = {
+        name: len(read_history(with_pairs.folder("02_proxy") / name)) for name in (*TEACHERS, EGO, START)
+    }
+    assert epochs == {TEACHERS[0]: 2, TEACHERS[1]: 2, EGO: 4, START: 2}
+
+
+def test_outputs_on_pairs_are_the_students(with_pairs, trained):
+    """Stored beside the others and equal to a pass over the clips; without scores, which need labels."""
+    features, logits = proxy_outputs(with_pairs.proxies.values(), PAIRS)
+    clips = next(iter(loader(with_pairs.clips(PAIRS), 64)))["clips"]
+    for r, proxy in enumerate(load_proxies(with_pairs, with_pairs.proxies.values())):
+        with torch.no_grad():
+            expected = proxy(clips)
+        torch.testing.assert_close(features[:, r], expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[:, r], expected[1], rtol=1e-4, atol=1e-4)
+    assert not any(name.startswith(PAIRS) for name in read_metrics(with_pairs.folder("02_proxy") / EGO))
+    with pytest.raises(FileNotFoundError, match="has no outputs on unlabelled; delete its folder and run"):
+        proxy_outputs(trained.proxies.values(), PAIRS)
+
+
+def test_level_two_learns_on_pairs_from_the_committee(with_pairs, tmp_path):
+    """Its candidates are the train split's with their labels, then the pairs with the committee's answer."""
+    known = Sources(with_pairs).candidates()
+    labelled = Sources(with_pairs, with_pairs=False).candidates()
+    count = len(labelled.labels)
+    assert torch.equal(known.logits[:count], labelled.logits) and (known.labels[count:] < 0).all()
+    assert torch.equal(known.answers[:count], labelled.labels)
+    votes = proxy_outputs(with_pairs.proxies.values(), PAIRS)[1].softmax(-1).mean(1).argmax(-1)
+    assert torch.equal(known.answers[count:], votes)
+    merge(with_pairs, ["merged"])
+    train(with_pairs, ["uniego", "self_trained", "merged_ce"], tmp_path)
+    epochs = {name: len(read_history(tmp_path / name)) for name in ("uniego", "self_trained", "merged_ce")}
+    assert epochs == {"uniego": 2, "self_trained": 2, "merged_ce": 4}
+    one, two = (tmp_path / name for name in ("uniego", "merged_ce"))
+    assert not equal_weights(one, two)
+
+
+def test_students_that_need_pairs_are_unknown_without_them(trained, tmp_path):
+    with pytest.raises(ValueError, match="unknown method self_trained"):
+        train(trained, ["self_trained"], tmp_path)
+    with pytest.raises(ValueError, match="ceiling: open the experiment with a split of pairs"):
+        train(trained, {"ceiling": METHODS["ceiling"]}, tmp_path)
+
+
+def test_fewer_labels_and_pairs(with_pairs, tmp_path):
+    """Rows of either kind may be chosen; what is left out leaves no trace."""
+    of_train = with_pairs.manifest("train").labels
+    rows = choose_rows(of_train, len(with_pairs.manifest(PAIRS)), 15, 10, seed=0)
+    assert sorted(of_train[row] for row in rows if row < len(of_train)) == sorted(set(of_train))
+    assert len(rows) == 25 and rows == sorted(rows)
+    runs = train_with(with_pairs, tmp_path / "few", 15, 10)
+    assert all(is_finished(run) for run in runs.values())
+    everyone = train_with(with_pairs, tmp_path / "all", len(of_train) + 45, 45)
+    config = read_json(everyone["uniego"] / "config.json")["config"]
+    assert config["labels"] != read_json(runs["uniego"] / "config.json")["config"].get("labels")
+    for labels, pairs, message in ((14, 10, "cannot show all 15"), (15, 99, "15 labels and 99 pairs asked")):
+        with pytest.raises(ValueError, match=message):
+            choose_rows(of_train, 45, labels, pairs, seed=0)

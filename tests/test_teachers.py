@@ -83,7 +83,7 @@ def clips(tmp_path_factory):
     """A card and the manifest of thirty small clips, two a class."""
     root = tmp_path_factory.mktemp("mocap")
     motions = CARDS / "mocap" / "humanoid_motions.npz"
-    settings = mocap.MocapSettings(pool=2, train=1, val=1, test=1, image_size=64, frames=6)
+    settings = mocap.MocapSettings(pool=2, train=1, val=1, test=1, unlabelled=1, image_size=64, frames=6)
     paths = mocap.build(root, motions, settings, workers=1, progress=False)
     classes = tuple(mocap.load_motions(motions))
     return make_card(classes), load_manifest(paths["pool"], classes, root)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from uniego_utils import training
 from uniego_utils.cards import MethodCard, TrainConfig
 from uniego_utils.objectives import Classification, TeacherDistillation
-from uniego_utils.proxies import student_names
 from uniego_utils.recipes import PAPER
 from uniego_utils.training import (
     Learner,
@@ -268,16 +267,6 @@ def test_history_round_trip(tmp_path):
     records = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-9, "val_top1": 50.0}]
     write_history(tmp_path, records)
     assert read_history(tmp_path) == records
-
-
-def test_each_trains_every_proxy_the_baseline_and_the_naive_student():
-    assert student_names("each", ["a", "b"]) == ["a", "b", "ego", "naive"]
-    assert student_names("b", ["a", "b"]) == ["b"]
-
-
-def test_an_unknown_student_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="'c'.*a, b, ego, naive, each"):
-        student_names("c", ["a", "b"])
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):

@@ -1,7 +1,7 @@
 """What students learn from, on the clips of one pass: labels, teachers' features, proxies' outputs."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -95,6 +95,12 @@ class Sources:
     def pairs(self) -> str:
         """The split of pairs behind the train split; "" for none."""
         return self.experiment.pairs if self.with_pairs else ""
+
+    def seen_by(self, method: Method) -> "Sources":
+        """The same without pairs for who learns from labels alone; with all labels for who is given them."""
+        if not self.pairs or (method.on_pairs and method.all_labels == self.all_labels):
+            return self
+        return replace(self, with_pairs=method.on_pairs, all_labels=method.all_labels)
 
     @property
     def hidden_labels(self) -> list[int]:

@@ -82,7 +82,7 @@ def _train_pass(
     # An epoch over pairs too has twice the steps; whoever learns from labels alone gets as many.
     epochs_for_steps = 2 if sources.pairs and not on_pairs and first.settings != "start" else 1
     config = replace(config, epochs=first.times * epochs_for_steps * config.epochs)
-    sources = replace(sources, with_pairs=on_pairs, all_labels=first.all_labels)
+    sources = sources.seen_by(first)
     prepared = {}
     for key, method in methods.items():  # all sources are read before any training
         backbone = experiment.backbone()
