@@ -17,6 +17,7 @@ from uniego_utils.report.claims import (
     PAPER,
     UNDECIDED,
     VERDICTS,
+    Regime,
     claims_markdown,
     claims_table,
     compare,
@@ -56,7 +57,7 @@ EVERYONE = [
     ),
     *("merged_ce", "start_all", "start_spd", "after_soup", "after_arithmetic", "after_ties", "top2", "top3"),
     *("all_proxies", "ego_exo", "features_only", "logits_only", "exo_timesformer", "exo_stgcn"),
-    *("uniego_unlabelled", "naive_unlabelled", "ego_same_steps"),
+    "self_trained",
 ]
 
 
@@ -299,7 +300,7 @@ def test_claims_state_the_papers_smallest_advantage(scores, selected):
         "1a": "+1.2, +0.6, +0.5",
         "1b": "—, —, —",
         "1c": "—, —, —",
-        "1d": "—, —, —",
+        "1d": "+1.9, +0.8, —",
         "2a": "+2.8, +1.2, +0.5",
         "2b": "+2.8, +1.2, —",
         "3a": "+2.4, +1.8, —",
@@ -437,28 +438,49 @@ def test_the_markdown_has_everything_and_reads_as_text(scores, selected, case):
         scores = scores[scores["seed"] == 0]
     if case == "few methods":
         scores = scores[~scores["method"].isin(["top3", "naive_longer", "after_best"])]
-    text = claims_markdown(scores, selected, "a benchmark", "make study DATASET=mocap")
+    regimes = {"with pairs": Regime(scores, selected), "labels alone": Regime(scores, selected)}
+    text = claims_markdown(regimes, "a benchmark", "make study DATASET=mocap")
     opening = text.split("## Claims")[0]
     for part in ("# The paper's claims on a benchmark", "`make study DATASET=mocap`", "commit ", "torch "):
         assert part in opening
-    assert f"Seeds: {', '.join(map(str, sorted(scores['seed'].unique())))}\n" in opening
+    for name in regimes:
+        assert f"- {name}: seeds {', '.join(map(str, sorted(scores['seed'].unique())))}\n" in opening
     assert "nan" not in text.lower() and "{" not in text
     lines = text.splitlines()
     for heading, *table in (block.splitlines() for block in text.split("\n\n") if block.startswith("|")):
         assert {len(line) for line in table} == {len(heading)}
-    every = lines[lines.index("## All methods") + 4 :]
+    every = lines[lines.index("## All methods: labels alone") + 4 :]
     assert len(every) == scores["method"].nunique()
+    assert text.count("## Claims: ") == 2 and "Ours, labels alone (%)" in text
     assert (NOT_RUN in text) == (case == "few methods")
 
 
 def test_the_markdown_counts_its_comparisons_and_tells_uneven_seeds(compared, scores, selected):
     uneven = scores[~((scores["method"] == "naive") & (scores["seed"] == 4))]
-    text = claims_markdown(uneven, selected, "x")
+    text = claims_markdown({"usual": Regime(uneven, selected)}, "x")
     distinct = {frozenset(pair) for pair in compared[["first", "second"]].to_numpy()}
     assert f"These are {len(distinct)} comparisons" in text
-    assert "Seeds: 0, 1, 2, 3, 4 (not of all methods)" in text
+    assert "- usual: seeds 0, 1, 2, 3, 4 (not of all methods)" in text
+
+
+def test_holm_counts_the_comparisons_of_all_regimes(scores, compared):
+    """Beside another regime, adjusted p-values are those of one family of all comparisons."""
+    other = scores_of({method: [50.0 + i, 51.0, 52.0 - i] for i, method in enumerate(EVERYONE)})
+    beside = compare_all(other, paper_claims(other, PROXIES))
+    both = compare_all(scores, paper_claims(scores, PROXIES), [beside])
+    for unit in ("points", "nats"):
+        family = {}
+        for name, table in (("one", compared), ("other", beside)):
+            for first, second, p in table[["first", "second", f"{unit}_p"]].itertuples(index=False):
+                family[name, frozenset((first, second))] = p
+        rejected = step_down(family, 0.05)
+        for row in both.to_dict("records"):
+            sure = ("one", frozenset((row["first"], row["second"]))) in rejected
+            assert (row[f"{unit}_holm"] < 0.05) == sure
+        assert (both[f"{unit}_holm"] >= compared[f"{unit}_holm"]).all()
+    assert both["points_verdict"].equals(compared["points_verdict"])
 
 
 def test_a_text_without_uniego_is_refused(few, selected):
     with pytest.raises(ValueError, match="UNIEGO is not among the scores; run notebook 04_spd"):
-        claims_markdown(few[few["method"] == "ego"], selected, "x")
+        claims_markdown({"usual": Regime(few[few["method"] == "ego"], selected)}, "x")

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats
 
+from uniego_utils.report.intervals import CONFIDENCE
 from uniego_utils.report.paper import (
     DATASETS,
     MEASURE,
@@ -21,7 +21,6 @@ from uniego_utils.report.paper import (
     strategy,
 )
 from uniego_utils.report.tables import (
-    CONFIDENCE,
     gain,
     paired_differences,
     results_table,
@@ -41,7 +40,9 @@ VERDICTS = (FAILS, NOT_MEASURED, ONE_SEED, UNDECIDED, HOLDS)  # the first one am
 
 READING = """\
 An advantage is the first method minus the second on test clips, paired by seed (NLL: second minus first, so
-positive is better in both): mean [95 % t-interval], in how many of the seeds it is positive. A comparison
+positive is better in both): mean [95 % interval], in how many of the seeds it is positive. The interval
+covers other seeds and other test clips together (the pigeonhole bootstrap's standard error, times Student's t
+for so many seeds); with one seed it covers other test clips alone, and there is no verdict. A comparison
 *holds* where the interval lies above zero, *does not hold* where it lies below, and is *undecided* otherwise.
 A claim holds if all its comparisons do, and does not if any does not; the worst one is shown. The paper's
 numbers are the smallest advantage that its tables print for the claim.
@@ -53,7 +54,8 @@ flatter it.
 """
 BESIDE = """\
 Accuracy in percent on test clips; ours as mean ± standard deviation over seeds. Of Table 8, "No Distillation"
-is our merged start trained on labels alone; the paper prints the ego baseline's number there.
+is our merged start trained on labels alone; the paper prints the ego baseline's number there. Exocentric
+inference is on validation clips where test clips have no exo view.
 """
 
 
@@ -108,14 +110,10 @@ def paper_claims(scores: pd.DataFrame, proxies: Iterable[str], k: int = 1) -> li
         ),
         Claim(
             "1c",
-            "UNIEGO > ego baseline, where proxies teach on unlabelled ego clips too (not in the paper)",
-            (("uniego_unlabelled", "ego_same_steps"), ("uniego_unlabelled", "ego")),
+            "UNIEGO > an ego baseline that teaches itself on the pairs (not in the paper)",
+            (("uniego", "self_trained"),),
         ),
-        Claim(
-            "1d",
-            "The same UNIEGO > naive multi-teacher with the teachers' view of those clips (not in the paper)",
-            (("uniego_unlabelled", "naive_unlabelled"),),
-        ),
+        Claim("1d", "UNIEGO > distillation from all proxies", (("uniego", "all_proxies"),)),
         Claim("2a", "UNIEGO > every proxy (Table 9)", tuple(("uniego", key) for key in proxies)),
         Claim("2b", "UNIEGO > the proxy that is best on validation clips", (("uniego", "best"),)),
         Claim(
@@ -173,33 +171,23 @@ def compare(scores: pd.DataFrame, first: str, second: str) -> dict:
 
     Returns:
         For points (accuracy) and nats (negative log-likelihood, second minus first, so that positive is
-        better here too): mean, sd, 95 % interval low to high, `positive` ("3/5" seeds) and the two-sided p
-        of a paired t-test. NaN where seeds are too few; empty where a method is missing.
+        better here too): mean, sd, 95 % interval low to high, `positive` ("3/5" seeds) and the two-sided p,
+        as of `paired_differences`. Empty where a method is missing.
     """
     pair = scores[scores["method"].isin([first, second])]
     if pair["method"].nunique() < 2:
         return {}
     comparison = {}
-    for unit, column, minuend, other in (
-        ("points", "test_top1", first, second),
-        ("nats", "test_nll", second, first),
-    ):
+    for unit, column, minuend in (("points", "test_top1", first), ("nats", "test_nll", second)):
         row = paired_differences(pair, minuend, column).iloc[0]
-        values = pair.pivot(index="seed", columns="method", values=column).dropna()
-        p = float("nan")
-        if row["sd"] == 0:
-            p = float(row["mean"] == 0)  # the t statistic is 0/0, or without bound
-        elif len(values) > 1:
-            p = stats.ttest_rel(values[minuend], values[other]).pvalue
-        comparison |= {f"{unit}_{name}": row[name] for name in ("mean", "sd", "low", "high", "positive")}
-        comparison[f"{unit}_p"] = p
+        comparison |= {f"{unit}_{name}": row[name] for name in ("mean", "sd", "low", "high", "p", "positive")}
     return comparison
 
 
-def judge(low: float, high: float) -> str:
-    """The verdict on one comparison from the interval of its advantage."""
-    if pd.isna(low):
-        return ONE_SEED
+def judge(low: float, high: float, seeds: int) -> str:
+    """The verdict on one comparison from the interval of its advantage over so many seeds."""
+    if seeds == 1:
+        return ONE_SEED  # whatever its clips say, another seed may say the opposite
     return HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
 
 
@@ -208,8 +196,13 @@ def judge_all(verdicts: Iterable[str]) -> str:
     return min(verdicts, key=VERDICTS.index)
 
 
-def compare_all(scores: pd.DataFrame, claims: Iterable[Claim]) -> pd.DataFrame:
+def compare_all(
+    scores: pd.DataFrame, claims: Iterable[Claim], beside: Iterable[pd.DataFrame] = ()
+) -> pd.DataFrame:
     """One row per comparison of the claims: what the paper has, what `compare` gives, and verdicts.
+
+    Args:
+        beside: such tables of other regimes, whose comparisons Holm's correction counts too.
 
     Returns:
         claim, first, second, one column a dataset of the paper (points, NaN where it has no number), and for
@@ -225,25 +218,40 @@ def compare_all(scores: pd.DataFrame, claims: Iterable[Claim]) -> pd.DataFrame:
             ours = compare(scores, *pair) if methods.issuperset(claim.needs) else {}
             rows.append({"claim": claim.key, "first": pair[0], "second": pair[1], **paper, **ours})
     for unit in UNITS:
-        certain = [row for row in rows if not pd.isna(row.get(f"{unit}_p", float("nan")))]
-        adjusted = holm({frozenset((row["first"], row["second"])): row[f"{unit}_p"] for row in certain})
+        family = {}
+        for regime, others in enumerate([pd.DataFrame(rows), *beside]):
+            for row in others.to_dict("records"):
+                p = row.get(f"{unit}_p", float("nan"))
+                if not pd.isna(p) and _seeds(row, unit) > 1:
+                    family[regime, frozenset((row["first"], row["second"]))] = p
+        adjusted = holm(family)
         for row in rows:
-            if row.get(f"{unit}_positive", "0/0") == "0/0":  # a method or a common seed is missing
+            seeds = _seeds(row, unit)
+            if not seeds:  # a method or a common seed is missing
                 row[f"{unit}_verdict"] = row[f"{unit}_holm_verdict"] = NOT_MEASURED
                 continue
-            row[f"{unit}_verdict"] = judge(row[f"{unit}_low"], row[f"{unit}_high"])
-            p = adjusted.get(frozenset((row["first"], row["second"])), float("nan"))
+            row[f"{unit}_verdict"] = judge(row[f"{unit}_low"], row[f"{unit}_high"], seeds)
+            p = adjusted.get((0, frozenset((row["first"], row["second"]))), float("nan"))
             sign = row[f"{unit}_mean"] if p < 1 - CONFIDENCE else 0.0  # 0: undecided
             row[f"{unit}_holm"] = p
-            row[f"{unit}_holm_verdict"] = ONE_SEED if pd.isna(p) else judge(sign, sign)
+            row[f"{unit}_holm_verdict"] = judge(sign, sign, seeds)
     columns = ("mean", "sd", "low", "high", "positive", "p", "holm", "verdict", "holm_verdict")
     named = [f"{unit}_{name}" for unit in UNITS for name in columns]
     return pd.DataFrame(rows).reindex(columns=["claim", "first", "second", *DATASETS, *named])
 
 
-def comparisons_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd.DataFrame:
+def _seeds(row: Mapping, unit: str) -> int:
+    """The seeds of a comparison, from its "3/5"."""
+    positive = row.get(f"{unit}_positive", "0/0")
+    return 0 if pd.isna(positive) else int(positive.split("/")[1])
+
+
+def comparisons_table(
+    scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1, beside: Iterable[pd.DataFrame] = ()
+) -> pd.DataFrame:
     """Every comparison behind `claims_table`, which says what the arguments are, as text cells."""
-    table, ours = compare_all(scores, paper_claims(scores, _pool(selected), k)), accuracies(scores)
+    table = compare_all(scores, paper_claims(scores, _pool(selected), k), beside)
+    ours = accuracies(scores)
     rows = [row for _, row in table.iterrows()]
     pairs = [[ours.get(row[method], NOTHING) for method in ("first", "second")] for row in rows]
     return pd.DataFrame(
@@ -262,7 +270,9 @@ def comparisons_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) 
     )
 
 
-def claims_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd.DataFrame:
+def claims_table(
+    scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1, beside: Iterable[pd.DataFrame] = ()
+) -> pd.DataFrame:
     """The paper's claims, what decides each here, and the verdicts, as text cells.
 
     The comparison shown is the worst: of those with the worst verdict, the one of the smallest advantage.
@@ -272,12 +282,13 @@ def claims_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd
         selected: a row a seed, a column a proxy: the share in [0, 1] of training clips that learn
             from it. A column "none" is no proxy and is passed over.
         k: how many proxies UNIEGO selects per clip (the card's).
+        beside: as for `compare_all`.
 
     Raises:
         ValueError: `selected` names no proxy, or holds something other than shares.
     """
     claims = paper_claims(scores, _pool(selected), k)
-    table = compare_all(scores, claims)
+    table = compare_all(scores, claims, beside)
     rows = []
     for claim in claims:
         parts = table[table["claim"] == claim.key]
@@ -298,46 +309,67 @@ def claims_table(scores: pd.DataFrame, selected: pd.DataFrame, k: int = 1) -> pd
     return pd.DataFrame([*rows, _selection_row(selected)])
 
 
-def claims_markdown(
-    scores: pd.DataFrame, selected: pd.DataFrame, title: str, command: str = MEASURE, k: int = 1
-) -> str:
+@dataclass(frozen=True)
+class Regime:
+    """The runs of one protocol: with pairs without labels, or with labelled clips alone."""
+
+    scores: pd.DataFrame  # as `collect` gives them
+    selected: pd.DataFrame  # as for `claims_table`
+
+    def comparisons(self, k: int) -> pd.DataFrame:
+        """Every comparison of the claims, as `compare_all` gives them for this regime alone."""
+        return compare_all(self.scores, paper_claims(self.scores, _pool(self.selected), k))
+
+
+def claims_markdown(regimes: Mapping[str, Regime], title: str, command: str = MEASURE, k: int = 1) -> str:
     """All that these runs say about the paper, as GitHub Markdown which also reads well as plain text.
 
     Args:
-        scores, selected, k: as for `claims_table`.
+        regimes: what a protocol is called -> its runs; the usual one first.
         title: of the dataset.
         command: makes this text again.
+        k: as for `claims_table`.
 
     Raises:
-        ValueError: UNIEGO is not among the scores, or `selected` holds no shares of proxies.
+        ValueError: UNIEGO is not among a regime's scores, or its `selected` holds no shares of proxies.
     """
-    if "uniego" not in set(scores["method"]):
+    if any("uniego" not in set(regime.scores["method"]) for regime in regimes.values()):
         raise ValueError("UNIEGO is not among the scores; run notebook 04_spd first")
     made = provenance()
     commit, written = made.pop("commit"), made.pop("written")
     versions = ", ".join(f"{package} {version}" for package, version in made.items())
-    seeds = sorted(scores["seed"].unique())
-    uneven = scores.groupby("method")["seed"].nunique().min() < len(seeds)
-    table = compare_all(scores, paper_claims(scores, _pool(selected), k))
-    family = {frozenset(pair) for pair in table.dropna(subset="points_p")[["first", "second"]].to_numpy()}
-    labels = {method: label(method) for method in scores["method"]}
+    alone = {name: regime.comparisons(k) for name, regime in regimes.items()}
+    count = sum(
+        len({frozenset(pair) for pair in table.dropna(subset="points_p")[["first", "second"]].to_numpy()})
+        for table in alone.values()
+    )
     parts = [
         f"# The paper's claims on {title}\n",
-        f"- Made by `{command}`, {written[:10]}, commit {commit}\n"
-        f"- Seeds: {', '.join(map(str, seeds))}{' (not of all methods)' if uneven else ''}\n"
+        f"- Made by `{command}`, {written[:10]}, commit {commit}",
+        *(f"- {name}: {_seeds_of(regime.scores)}" for name, regime in regimes.items()),
         f"- Versions: {versions}\n",
-        "## Claims\n",
-        text_table(claims_table(scores, selected, k)),
-        READING.format(count=len(family)),
-        "## Every comparison\n",
-        text_table(comparisons_table(scores, selected, k)),
-        "## The paper's tables, and ours\n",
-        BESIDE,
+        READING.format(count=count),
     ]
-    for heading, beside in ablation_tables(scores, k).items():
+    for name, regime in regimes.items():
+        beside = [table for other, table in alone.items() if other != name]
+        given = (regime.scores, regime.selected, k, beside)
+        parts += [f"## Claims: {name}\n", text_table(claims_table(*given))]
+        parts += [f"### Every comparison: {name}\n", text_table(comparisons_table(*given))]
+    (_, usual), *others = regimes.items()
+    parts += ["## The paper's tables, and ours\n", BESIDE]
+    tables = ablation_tables(usual.scores, k, {name: regime.scores for name, regime in others})
+    for heading, beside in tables.items():
         parts += [f"### {heading}\n", text_table(beside)]
-    parts += ["## All methods\n", text_table(results_table(scores, labels))]
+    for name, regime in regimes.items():
+        labels = {method: label(method) for method in regime.scores["method"]}
+        parts += [f"## All methods: {name}\n", text_table(results_table(regime.scores, labels))]
     return "\n".join(parts)
+
+
+def _seeds_of(scores: pd.DataFrame) -> str:
+    seeds = sorted(scores["seed"].unique())
+    uneven = scores.groupby("method")["seed"].nunique().min() < len(seeds)
+    return f"seeds {', '.join(map(str, seeds))}{' (not of all methods)' if uneven else ''}"
 
 
 def _pool(selected: pd.DataFrame) -> list[str]:

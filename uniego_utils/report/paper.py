@@ -53,7 +53,9 @@ def paper_top1() -> dict[tuple[str, str], float]:
     return {(row.dataset, row.method): row.value for row in rows.itertuples()}
 
 
-def ablation_tables(scores: pd.DataFrame, k: int = 1) -> dict[str, pd.DataFrame]:
+def ablation_tables(
+    scores: pd.DataFrame, k: int = 1, beside: Mapping[str, pd.DataFrame] | None = None
+) -> dict[str, pd.DataFrame]:
     """The paper's tables 2, 5, 6, 7 with 10, 8 and 9 with our test accuracy in them, as text cells.
 
     A row that was not run says so, with the command that runs it. Table 2 has the rows that this suite has.
@@ -61,8 +63,10 @@ def ablation_tables(scores: pd.DataFrame, k: int = 1) -> dict[str, pd.DataFrame]
     Args:
         scores: as `collect` gives them.
         k: how many proxies UNIEGO selects per clip (the card's); the paper's K is 1 in these tables.
+        beside: scores of other regimes by what they are called; each gets a column.
     """
-    ours = accuracies(scores)
+    others = {f"ours, {name}": accuracies(each) for name, each in (beside or {}).items()}
+    ours = {"ours": accuracies(scores), **others}
     competitors, strategies = paper_table(2), paper_table(8)
     of_paper = {"uniego": strategy(1, k), "top2": strategy(2, k), "top3": strategy(3, k)}
     strategies["method"] = strategies["method"].replace(of_paper)
@@ -70,7 +74,9 @@ def ablation_tables(scores: pd.DataFrame, k: int = 1) -> dict[str, pd.DataFrame]
         "Table 2: accuracy": _beside(competitors[competitors["method"] != ""], ours),
         "Table 5: other backbones": pd.concat(
             [
-                _beside(rows, ours) if backbone == BACKBONE else _beside(rows, {}, missing=NO_BACKBONE)
+                _beside(rows, ours)
+                if backbone == BACKBONE
+                else _beside(rows, dict.fromkeys(ours, {}), missing=NO_BACKBONE)
                 for backbone, rows in paper_table(5).groupby("backbone", sort=False)
             ]
         ),
@@ -102,23 +108,34 @@ def number_cell(values: Iterable[float], form: str = "+.1f") -> str:
 
 
 def _beside(
-    table: pd.DataFrame, ours: Mapping[str, str], more: Iterable[str] = (), missing: str = NOT_RUN
+    table: pd.DataFrame,
+    ours: Mapping[str, Mapping[str, str]],
+    more: Iterable[str] = (),
+    missing: str = NOT_RUN,
 ) -> pd.DataFrame:
     """A table of the paper, one row a method, with our accuracies; `more` methods are not in the paper."""
+
+    def our_cells(method: str, missing: str) -> dict[str, str]:
+        return {f"{_upper(name)} (%)": cells.get(method, missing) for name, cells in ours.items()}
+
     words = [name for name in table if name not in ("dataset", "method", "metric", "value")]
     values = table.set_index(["method", "dataset"])["value"]
     datasets = [name for name in DATASETS if name in set(table["dataset"])]
     rows = []
     for row in table.drop_duplicates("method").to_dict("records"):
         shown = {WORDS.get(name, name.capitalize()): MARKS.get(row[name], row[name]) for name in words}
-        shown["Ours (%)"] = ours.get(row["method"], missing)
+        shown |= our_cells(row["method"], missing)
         shown |= {f"Paper, {DATASETS[name]}": f"{values[row['method'], name]:.1f}" for name in datasets}
         rows.append(shown)
-    rows += [{"Method": label(method), "Ours (%)": ours.get(method, NOT_RUN)} for method in more]
+    rows += [{"Method": label(method), **our_cells(method, NOT_RUN)} for method in more]
     return pd.DataFrame(rows).fillna(NOTHING)
 
 
-def _starts_beside(ours: Mapping[str, str]) -> pd.DataFrame:
+def _upper(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def _starts_beside(ours: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     """Table 10, of which Table 7 is the part after SPD, and the starts that the paper does not have."""
     table, printed = paper_table(10), paper_top1()
     names = dict(zip(table["method"], table["name"], strict=True))
@@ -126,7 +143,11 @@ def _starts_beside(ours: Mapping[str, str]) -> pd.DataFrame:
     for start in (*dict.fromkeys(table.loc[table["spd"] == "before", "method"]), *OTHER_STARTS):
         methods = {"before": start, "after": AFTER_SPD[start]}
         row = {"Start": names.get(start, label(start))}
-        row |= {f"Ours, {moment} (%)": ours.get(method, NOT_RUN) for moment, method in methods.items()}
+        row |= {
+            f"{_upper(column)}, {moment} (%)": cells.get(method, NOT_RUN)
+            for column, cells in ours.items()
+            for moment, method in methods.items()
+        }
         for name in dict.fromkeys(table["dataset"]):
             for moment, method in methods.items():
                 row[f"{DATASETS[name]}, {moment}"] = number_cell([printed.get((name, method))], ".1f")

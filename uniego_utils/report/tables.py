@@ -1,27 +1,38 @@
 """From run folders to tables over seeds."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
 from uniego_utils.experiment import Experiment
+from uniego_utils.methods import CEILING, EGO, NAIVE, START, of_notebook
+from uniego_utils.report.intervals import CONFIDENCE, clip_scores, mean_interval
 from uniego_utils.runs import FINISHED, is_finished
+from uniego_utils.sources import load_outputs
 from uniego_utils.training import read_metrics
 
-CONFIDENCE = 0.95
+STUDIES = ("12_ablation", "13_reliability")
+SHORT = ("ego_longer", "self_trained", "naive_longer", "best", "uniego", CEILING)
 
 
-def collect(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
+def collect(
+    folders: Mapping[str, Mapping[int, Path]], test_labels: Sequence[int] | None = None
+) -> pd.DataFrame:
     """Scores of finished runs: one row per method and seed with top1 (percent) and nll (nats) of each split.
 
     Args:
         folders: method -> seed -> run folder, in the order that tables keep.
+        test_labels: of the test clips. With them, the columns `test_top1_clips` and `test_nll_clips` hold
+            what every single clip contributes, (N,), on which intervals over clips rest.
 
     Raises:
         FileNotFoundError: runs are missing; the message lists all of them and the cure.
+        ValueError: a run has outputs of other clips.
     """
     missing = [str(path) for seeds in folders.values() for path in seeds.values() if not is_finished(path)]
     if missing:
@@ -34,7 +45,41 @@ def collect(folders: Mapping[str, Mapping[int, Path]]) -> pd.DataFrame:
         for method, seeds in folders.items()
         for seed, path in seeds.items()
     ]
+    if test_labels is not None:
+        paths = [path for seeds in folders.values() for path in seeds.values()]
+        for row, path in zip(rows, paths, strict=True):
+            logits = load_outputs(path, "test", "run its notebook again")["logits"].numpy()
+            row["test_top1_clips"], row["test_nll_clips"] = clip_scores(logits, test_labels)
     return pd.DataFrame(rows)
+
+
+def collect_students(experiment: Experiment, seeds: Sequence[int]) -> pd.DataFrame:
+    """Scores of an experiment's students on all clips and single test clips, as `collect` gives them.
+
+    Those of notebooks 02 to 04 come first and must be finished; of notebooks 12 and 13, the other merges and
+    the ceiling come those that are.
+    """
+    methods = experiment.methods
+    core = [EGO, NAIVE, *experiment.card.teachers, "best", "average", "merged"]
+    core += of_notebook("04_spd", methods)
+    trained = (key for name in ("02_proxy", "03_merging", *STUDIES) for key in of_notebook(name, methods))
+    more = [key for key in dict.fromkeys(trained) if key not in (START, *core)]
+    opened = {seed: replace(experiment, seed=seed) for seed in seeds}
+    folders = {key: {seed: each.student(key) for seed, each in opened.items()} for key in [*core, *more]}
+    optional = finished_only({key: folders[key] for key in more})
+    labels = experiment.manifest("test").labels
+    return collect({key: folders[key] for key in core} | optional, labels)
+
+
+def without_clips(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores without what single clips contribute, e.g. to write them."""
+    return scores.drop(columns=[name for name in scores if name.endswith("_clips")])
+
+
+def short_list(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of the few methods that say what UNIEGO brings, in order, of those that were run."""
+    found = scores[scores["method"].isin(SHORT)]
+    return found.iloc[found["method"].map(SHORT.index).argsort(kind="stable")]
 
 
 def finished_only(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, dict[int, Path]]:
@@ -220,20 +265,12 @@ def mean_tables(paths: Mapping[int, Path]) -> pd.DataFrame:
 
 
 def finished_seeds(experiment: Experiment) -> list[int]:
-    """Seeds whose Level II is finished for this experiment's recipe and backbone, in order.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Seeds whose Level II is finished for this experiment's recipe, backbone and pairs, in order."""
     suffix = experiment.folder("04_spd").name.removeprefix(f"seed{experiment.seed}")
     names = [
         path.parents[1].name for path in (experiment.outputs / "04_spd").glob(f"seed*/uniego/{FINISHED}")
     ]
     matches = [re.fullmatch(rf"seed(\d+){re.escape(suffix)}", name) for name in names]
-    if not any(matches):
-        raise FileNotFoundError(
-            f"no finished seed in {experiment.outputs / '04_spd'}; run notebooks 00 to 04 first"
-        )
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -243,6 +280,15 @@ def interval(values: pd.Series) -> tuple[float, float]:
         return float("nan"), float("nan")
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * stats.sem(values)
     return values.mean() - half, values.mean() + half
+
+
+def t_test(values: pd.Series) -> float:
+    """Two-sided p that the mean is zero; NaN with fewer than two values."""
+    if len(values) < 2:
+        return float("nan")
+    if values.std() == 0:
+        return float(values.mean() == 0)  # the t statistic is 0/0, or without bound
+    return float(stats.ttest_1samp(values, 0).pvalue)
 
 
 def summarise(scores: pd.DataFrame, split: str = "test") -> pd.DataFrame:
@@ -261,14 +307,24 @@ def summarise(scores: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 
 
 def paired_differences(scores: pd.DataFrame, first: str, column: str) -> pd.DataFrame:
-    """`first` minus every other method, seed by seed: mean, sd, 95 % interval, in how many seeds positive."""
+    """`first` minus every other method, seed by seed: mean, sd, 95 % interval, p, in how many seeds positive.
+
+    Where `scores` has the column's contributions of single clips (see `collect`), interval and p are those of
+    `mean_interval`; otherwise of a paired t-test over seeds, NaN with one seed.
+    """
     wide = scores.pivot(index="seed", columns="method", values=column)
+    clips = f"{column}_clips"
+    of_clips = scores.pivot(index="seed", columns="method", values=clips) if clips in scores else None
     rows = []
     for method in dict.fromkeys(scores["method"]):
         if method == first:
             continue
         difference = (wide[first] - wide[method]).dropna()  # seeds that both have
-        low, high = interval(difference)
+        if of_clips is None or difference.empty:
+            low, high, p = (*interval(difference), t_test(difference))
+        else:
+            pairs = of_clips.loc[difference.index, [first, method]].to_numpy()
+            low, high, p = mean_interval(np.stack([one - other for one, other in pairs]))
         rows.append(
             {
                 "method": method,
@@ -276,6 +332,7 @@ def paired_differences(scores: pd.DataFrame, first: str, column: str) -> pd.Data
                 "sd": difference.std(),
                 "low": low,
                 "high": high,
+                "p": p,
                 "positive": f"{int((difference > 0).sum())}/{len(difference)}",
             }
         )
