@@ -320,11 +320,11 @@ def paired_differences(scores: pd.DataFrame, first: str, column: str) -> pd.Data
         if method == first:
             continue
         difference = (wide[first] - wide[method]).dropna()  # seeds that both have
-        if of_clips is None or difference.empty:
-            low, high, p = (*interval(difference), t_test(difference))
-        else:
-            pairs = of_clips.loc[difference.index, [first, method]].to_numpy()
+        pairs = [] if of_clips is None else of_clips.loc[difference.index, [first, method]].to_numpy()
+        if len(pairs) and not pd.isna(pairs[:, 1].tolist()[0]).any():
             low, high, p = mean_interval(np.stack([one - other for one, other in pairs]))
+        else:
+            low, high, p = (*interval(difference), t_test(difference))
         rows.append(
             {
                 "method": method,
