@@ -321,7 +321,7 @@ def paired_differences(scores: pd.DataFrame, first: str, column: str) -> pd.Data
             continue
         difference = (wide[first] - wide[method]).dropna()  # seeds that both have
         pairs = [] if of_clips is None else of_clips.loc[difference.index, [first, method]].to_numpy()
-        if len(pairs) and not pd.isna(pairs[:, 1].tolist()[0]).any():
+        if len(pairs) and all(isinstance(clips, np.ndarray) for clips in pairs.flat):
             low, high, p = mean_interval(np.stack([one - other for one, other in pairs]))
         else:
             low, high, p = (*interval(difference), t_test(difference))
