@@ -13,7 +13,7 @@ import trees
 from uniego_utils.cards import Card, MethodCard, TeacherCard, load_card
 from uniego_utils.data import assembly101, egoexo4d, egoexo_fitness, folder
 from uniego_utils.data.annotated import split_off
-from uniego_utils.data.manifests import load_manifest
+from uniego_utils.data.manifests import UNKNOWN, hidden_labels_file, load_hidden_labels, load_manifest
 from uniego_utils.data.usable import builder_module, write_manifests
 from uniego_utils.data.video import open_clip
 from uniego_utils.runs import read_json, read_tensors, write_tensors
@@ -377,6 +377,77 @@ def test_own_clips_may_bring_their_names(tmp_path):
     assert list(annotate("folder", tmp_path).clips["clip_id"]) == names
 
 
+def with_pairs(card):
+    return replace(card, pairs="unlabelled", splits=(*card.splits, "unlabelled"))
+
+
+@pytest.fixture
+def half_labelled(tmp_path):
+    """Twelve people with three clips each, of which the last four people have no labels; their labels."""
+    trees.build_folder(tmp_path, subjects=12)
+    path = tmp_path / "labels.csv"
+    table = pd.read_csv(path)
+    hidden = table["label"].where(table.index >= 24)
+    table.assign(label=table["label"].where(table.index < 24)).to_csv(path, index=False)
+    return hidden.dropna().tolist()
+
+
+def test_own_clips_without_a_label_are_pairs(half_labelled, tmp_path):
+    annotated = annotate("folder", tmp_path)
+    assert annotated.classes == ("a", "b", "c")
+    card = with_pairs(make_card())
+    summary = write_manifests(card, annotated, tmp_path, tmp_path / "out", progress=False, workers=1)
+    assert summary.counts.loc["unlabelled", "usable"] == 12
+    pairs = load_manifest(tmp_path / "out/unlabelled.csv", annotated.classes, tmp_path, labelled=False)
+    assert pairs.labels == [UNKNOWN] * 12 and not hidden_labels_file(pairs).exists()
+    others = [
+        set(load_manifest(tmp_path / f"out/{split}.csv", annotated.classes, tmp_path).rows["subject"])
+        for split in ("train", "val", "test")
+    ]
+    assert not set(pairs.rows["subject"]) & set.union(*others) and sum(map(len, others)) == 8
+
+
+def test_labels_of_own_pairs_are_hidden(half_labelled, tmp_path):
+    path = tmp_path / "labels.csv"
+    table = pd.read_csv(path)
+    splits = ["train"] * 12 + ["val"] * 6 + ["test"] * 6 + ["unlabelled"] * 12
+    table.assign(label=[*"abc"] * 12, split=splits).to_csv(path, index=False)
+    card = with_pairs(make_card())
+    annotated = annotate("folder", tmp_path)
+    write_manifests(card, annotated, tmp_path, tmp_path / "out", progress=False, workers=1)
+    pairs = load_manifest(tmp_path / "out/unlabelled.csv", annotated.classes, tmp_path, labelled=False)
+    assert [annotated.classes[label] for label in load_hidden_labels(pairs)] == half_labelled
+
+
+def test_people_in_the_pairs_are_dealt_to_no_other_split(half_labelled, tmp_path):
+    """Who has a clip without a label is in train with the others, never in validation or test."""
+    path = tmp_path / "labels.csv"
+    table = pd.read_csv(path)
+    table.loc[range(0, 24, 3), "label"] = np.nan  # of all the rest one clip
+    table.loc[[0, 3, 6], "label"] = "a"  # but of three people
+    table.to_csv(path, index=False)
+    clips = annotate("folder", tmp_path, val_share=0.5, test_share=0.5).clips
+    people = {split: set(rows["subject"]) for split, rows in clips.groupby("split")}
+    dealt = people["test"] | people.get("val", set())
+    assert dealt and not people["unlabelled"] & dealt
+    assert dealt <= {f"person {number}" for number in range(3)}
+
+
+def test_clips_without_a_label_are_refused_where_the_card_has_no_pairs(half_labelled, tmp_path):
+    with pytest.raises(ValueError, match="12 clips have no label.*`pairs: unlabelled`"):
+        write(annotate("folder", tmp_path), tmp_path, tmp_path / "out")
+
+
+def test_pairs_that_are_not_there_are_refused(tmp_path):
+    trees.build_folder(tmp_path, subjects=6)
+    for card, message in (
+        (with_pairs(make_card()), "no usable clips in unlabelled"),
+        (replace(make_card(), pairs="more"), "pairs is 'more'; the split of found clips is unlabelled"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_manifests(card, annotate("folder", tmp_path), tmp_path, tmp_path / "out", progress=False)
+
+
 def test_own_splits_are_kept_and_bad_tables_refused(tmp_path):
     trees.build_folder(tmp_path, subjects=3)
     path = tmp_path / "labels.csv"
@@ -387,14 +458,17 @@ def test_own_splits_are_kept_and_bad_tables_refused(tmp_path):
     )
     table.assign(split="training").to_csv(path, index=False)
     with pytest.raises(
-        ValueError, match=r"9 of 9 rows have a split other than train, val, test \(line 2, line 3"
+        ValueError, match=r"9 of 9 rows have a split other than train, val, test, unlabelled \(line 2, line 3"
     ):
         annotate("folder", tmp_path)
     table.assign(labl=1).to_csv(path, index=False)
     with pytest.raises(ValueError, match="unknown columns labl"):
         annotate("folder", tmp_path)
-    table.assign(label=["a", None] + ["b"] * 7).to_csv(path, index=False)
+    table.assign(label=["a", None] + ["b"] * 7, split="train").to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"1 of 9 rows have no label \(line 3\)"):
+        annotate("folder", tmp_path)
+    table.assign(label=["a", None] + ["b"] * 7, split="unlabelled").to_csv(path, index=False)
+    with pytest.raises(ValueError, match=r"8 of 9 rows have a label, but others of unlabelled have none"):
         annotate("folder", tmp_path)
     table.drop(columns="ego_video").to_csv(path, index=False)
     with pytest.raises(ValueError, match="no column ego_video"):

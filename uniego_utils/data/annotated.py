@@ -15,6 +15,7 @@ from torch import Tensor
 from uniego_utils.runs import digest
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # the split of clips without a label, where a dataset has some
 KINDS = {dict: "a mapping", list: "a list", str: "a text", int: "an integer"}
 
 
@@ -33,7 +34,8 @@ class Annotated:
 
     `clips` has the manifest's columns (see `manifests.py`), `split` and `reason`: why a clip cannot be used,
     as far as annotations alone show; NaN where it can. Paths of videos are relative to the
-    data root. An `end_s` of NaN means until the end of the videos.
+    data root. An `end_s` of NaN means until the end of the videos. Clips of the split `unlabelled` have no
+    label, or all have one, which ceilings alone may read.
     """
 
     clips: pd.DataFrame

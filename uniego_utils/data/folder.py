@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uniego_utils.data.annotated import SPLITS, Annotated, Requirements, read_table, split_off
+from uniego_utils.data.annotated import SPLITS, UNLABELLED, Annotated, Requirements, read_table, split_off
 from uniego_utils.data.tables import refuse_rows
 
 OPTIONAL = (
@@ -43,7 +43,8 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     """One clip a row of the table.
 
     Without `start_s` and `end_s` a clip is its whole video; without `label` it is labelled by the folder
-    that holds its video; without `split`, people (or videos) are dealt out by their names.
+    that holds its video; without `split`, people (or videos) are dealt out by their names. Rows with an empty
+    label make the split `unlabelled`; where people are dealt out, those who are in it stay in train.
 
     Args:
         root: the data root, which `settings.labels` and the paths in it are relative to.
@@ -65,18 +66,28 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     if "label" not in rows:
         rows["label"] = [Path(name).parent.name for name in rows["ego_video"]]
         inferred["label"] = "labels.csv has no column label: the name of the folder that holds the video"
-    refuse_rows(path, rows["label"].isna() | (rows["label"] == ""), "no label")
+    rows["label"] = rows["label"].replace("", np.nan)
+    without = rows["label"].isna()
     rows["take"] = [Path(name).with_suffix("").as_posix() for name in rows["ego_video"]]
     rows["subject"] = rows["subject"].fillna(rows["take"]) if "subject" in rows else rows["take"]
     for column in ("exo_video", "end_s"):
         rows[column] = rows.get(column, np.nan)
     rows["start_s"] = rows.get("start_s", pd.Series(np.nan, rows.index)).fillna(0.0)
     if "split" in rows:
-        refuse_rows(path, ~rows["split"].isin(SPLITS), f"a split other than {', '.join(SPLITS)}")
+        rows["split"] = rows["split"].mask(without & rows["split"].isna(), UNLABELLED)
+        splits = (*SPLITS, UNLABELLED)
+        refuse_rows(path, ~rows["split"].isin(splits), f"a split other than {', '.join(splits)}")
+        refuse_rows(path, without & (rows["split"] != UNLABELLED), "no label")
+        hidden = rows["split"] == UNLABELLED
+        if (without & hidden).any():
+            refuse_rows(path, hidden & ~without, f"a label, but others of {UNLABELLED} have none")
     else:
-        rows["split"] = "train"
+        rows["split"] = np.where(without, UNLABELLED, "train")
+        stays = ~without & rows["subject"].isin(rows.loc[without, "subject"])
+        dealt = rows[~stays]
         for split, share in (("test", settings.test_share), ("val", settings.val_share)):
-            rows = split_off(rows, "subject", share, split)
+            dealt = split_off(dealt, "subject", share, split)
+        rows = pd.concat([dealt, rows[stays]]).sort_index()
         inferred["split"] = "labels.csv has no column split: people (or videos) are dealt out by their names"
     if "clip_id" in rows:
         refuse_rows(path, rows["clip_id"].isna(), "no clip_id")
@@ -85,7 +96,7 @@ def annotated(root: Path, settings: Settings, classes: tuple[str, ...]) -> Annot
     else:
         rows["clip_id"] = [f"clip_{number:06d}" for number in range(len(rows))]
     clips = rows.assign(reason=np.nan).reset_index(drop=True)
-    classes = classes or tuple(sorted(clips["label"].unique()))
+    classes = classes or tuple(sorted(clips["label"].dropna().unique()))
     return Annotated(clips, classes, settings, inferred=inferred)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from uniego_utils.cards import CARDS, CLASSES_FILE, from_mapping, load_card, merged
+from uniego_utils.cards import CARDS, CLASSES_FILE, Card, from_mapping, load_card, merged
 from uniego_utils.data import pose
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.skeletons import (
@@ -26,7 +26,10 @@ from uniego_utils.mocap import untrimmed
 from uniego_utils.runs import digest, read_json, read_tensors
 from uniego_utils.teachers import plan
 
-WITH_SKELETON = ("train", "val")  # splits that teachers see; test clips are the student's alone
+
+def seen_by_teachers(card: Card) -> tuple[str, ...]:
+    """The splits whose clips need skeletons; test clips are the student's alone."""
+    return ("train", "val", card.pairs) if card.pairs else ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ def prepare_data(
         annotated = replace(annotated, skeleton=given_skeletons(experiment, skeletons))
     published = {"skeleton"} if annotated.skeleton is not None else set()
     listed = {column for column in needs if column in annotated.clips}
-    annotated = replace(annotated, clips=_with_reason_for_blanks(annotated.clips, listed - published))
+    splits = seen_by_teachers(experiment.card)
+    with_reasons = _with_reason_for_blanks(annotated.clips, listed - published, splits)
+    annotated = replace(annotated, clips=with_reasons)
     published |= listed
     summary = write_manifests(
         experiment.card,
@@ -99,7 +104,7 @@ def prepare_data(
         experiment.data_root,
         experiment.data,
         allow_missing,
-        WITH_SKELETON if needs else (),
+        splits if needs else (),
         estimators={
             column: _estimator(experiment, column, needs[column]) for column in needs.keys() - published
         },
@@ -108,10 +113,12 @@ def prepare_data(
     return replace(experiment, card=replace(experiment.card, classes=classes)), summary
 
 
-def _with_reason_for_blanks(clips: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+def _with_reason_for_blanks(
+    clips: pd.DataFrame, columns: Iterable[str], splits: tuple[str, ...]
+) -> pd.DataFrame:
     """Clips that teachers see but whose table names no skeleton get a reason."""
     for column in columns:
-        blank = clips[column].isna() & clips["split"].isin(WITH_SKELETON) & clips["reason"].isna()
+        blank = clips[column].isna() & clips["split"].isin(splits) & clips["reason"].isna()
         clips = clips.assign(reason=clips["reason"].astype(object).mask(blank, "no skeleton: none named"))
     return clips
 

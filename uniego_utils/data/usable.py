@@ -15,9 +15,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from uniego_utils.cards import CLASSES_FILE, Card
-from uniego_utils.data.annotated import SPLITS, Annotated, Requirements
+from uniego_utils.data.annotated import SPLITS, UNLABELLED, Annotated, Requirements
 from uniego_utils.data.inventory import ABSENT, inspect_videos
-from uniego_utils.data.manifests import REQUIRED_COLUMNS, Manifest, find_file
+from uniego_utils.data.manifests import HIDDEN_LABELS, REQUIRED_COLUMNS, Manifest, find_file
 from uniego_utils.data.skeletons import layout_of, skeleton_fault
 from uniego_utils.data.tables import MAX_LISTED, list_some
 from uniego_utils.data.video import SPAN_TOLERANCE_S
@@ -93,6 +93,14 @@ def write_manifests(
     clips = annotated.clips.reset_index(drop=True)
     if clips["clip_id"].duplicated().any():
         raise ValueError(f"{card.name}: the annotations give several clips the same clip_id")
+    if card.pairs not in ("", UNLABELLED):
+        raise ValueError(f"{card.name}: pairs is {card.pairs!r}; the split of found clips is {UNLABELLED}")
+    if (without := int((clips["split"] == UNLABELLED).sum())) and not card.pairs:
+        raise ValueError(
+            f"{card.name}: {without} clips have no label, or are of the split {UNLABELLED}; label them, or "
+            f"learn on them as pairs: write `pairs: {UNLABELLED}` and "
+            f"`splits: [train, val, test, {UNLABELLED}]` on the card"
+        )
     columns = [f"{view}_video" for view in card.views]
     paths = pd.unique(clips[columns].to_numpy().ravel())
     if annotated.segments is not None:
@@ -102,7 +110,7 @@ def write_manifests(
     ).to_dict("index")
 
     clips["end_s"] = [
-        _end(clip, card.views, videos) if pd.isna(clip["end_s"]) else clip["end_s"]
+        _end(clip, card.views_of(clip["split"]), videos) if pd.isna(clip["end_s"]) else clip["end_s"]
         for clip in clips.to_dict("records")
     ]
     clips["reason"] = [
@@ -128,13 +136,19 @@ def write_manifests(
             name if pd.isna(name) else digest(find_file(name, folder, Path(root)))[:12]
             for name in usable[column]
         ]
-    if empty := [split for split in SPLITS if not (usable["split"] == split).any()]:
+    splits = (*SPLITS, card.pairs) if card.pairs else SPLITS
+    if empty := [split for split in splits if not (usable["split"] == split).any()]:
         raise ValueError(
             f"{card.name}: no usable clips in {', '.join(empty)}; see {folder / 'reasons.csv'} and the "
             f"settings val_share and test_share of its builder"
         )
-    for split in SPLITS:
-        rows = usable[usable["split"] == split].drop(columns="split").dropna(axis=1, how="all")
+    for split in splits:
+        rows = usable[usable["split"] == split].drop(columns="split")
+        if split == UNLABELLED:
+            if rows["label"].notna().all():
+                _write_csv(folder / HIDDEN_LABELS.format(split=split), rows[["clip_id", "label"]])
+            rows = rows.assign(label=np.nan)
+        rows = rows.dropna(axis=1, how="all")
         columns = [*REQUIRED_COLUMNS, *(name for name in rows if name not in REQUIRED_COLUMNS)]
         _write_csv(folder / f"{split}.csv", rows.reindex(columns=columns))
     if segments is not None:
@@ -148,7 +162,7 @@ def _without_untrained(clips: pd.DataFrame) -> pd.DataFrame:
     """Clips of classes that have no usable training clip get a reason: nothing could name them."""
     usable = clips["reason"].isna()
     trained = clips.loc[usable & (clips["split"] == "train"), "label"].unique()
-    untrained = usable & ~clips["label"].isin(trained)
+    untrained = usable & clips["label"].notna() & ~clips["label"].isin(trained)
     return clips.assign(reason=clips["reason"].astype(object).mask(untrained, UNTRAINED))
 
 
@@ -168,9 +182,10 @@ def _reason(
     clip: Mapping, card: Card, annotated: Annotated, videos: Mapping[str, dict], root: Path
 ) -> str | float:
     """Why a clip cannot be used, in words that are the same for all clips alike; NaN if it can."""
-    if clip["label"] not in annotated.classes:
+    unlabelled = clip["split"] == UNLABELLED and pd.isna(clip["label"])
+    if not unlabelled and clip["label"] not in annotated.classes:
         return "label outside the classes"
-    for view in card.views:
+    for view in card.views_of(clip["split"]):
         if fault := _video_fault(clip, view, videos, annotated.requirements):
             return fault
     if not clip["end_s"] - clip["start_s"] >= annotated.requirements.min_seconds or clip["start_s"] < 0:
@@ -311,10 +326,12 @@ def _counts(clips: pd.DataFrame, usable: pd.DataFrame, published: Mapping[str, i
     """Clips by split; the paper trains on what is train and val here."""
     table = pd.DataFrame(
         {name: rows["split"].value_counts() for name, rows in (("annotated", clips), ("usable", usable))}
-    ).reindex([*SPLITS], fill_value=0)
+    )
+    order = [*SPLITS, *(name for name in table.index if name not in SPLITS)]
+    table = table.reindex(order, fill_value=0)
     table.loc["train + val"] = table.loc["train"] + table.loc["val"]
     table["published"] = pd.Series({"train + val": published.get("train"), "test": published.get("test")})
-    return table.loc[["train", "val", "train + val", "test"]].astype("Int64")
+    return table.loc[["train", "val", "train + val", *order[2:]]].astype("Int64")
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
