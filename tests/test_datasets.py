@@ -411,12 +411,16 @@ def test_labels_of_own_pairs_are_hidden(half_labelled, tmp_path):
     path = tmp_path / "labels.csv"
     table = pd.read_csv(path)
     splits = ["train"] * 12 + ["val"] * 6 + ["test"] * 6 + ["unlabelled"] * 12
-    table.assign(label=[*"abc"] * 12, split=splits).to_csv(path, index=False)
+    table.assign(label=[*"abc"] * 12, split=splits, caption="does a").to_csv(path, index=False)
     card = with_pairs(make_card())
     annotated = annotate("folder", tmp_path)
     write_manifests(card, annotated, tmp_path, tmp_path / "out", progress=False, workers=1)
     pairs = load_manifest(tmp_path / "out/unlabelled.csv", annotated.classes, tmp_path, labelled=False)
     assert [annotated.classes[label] for label in load_hidden_labels(pairs)] == half_labelled
+    assert pairs.rows.get("caption") is None, "a caption may name the label"
+    table.assign(label=[*"abc"] * 8 + [None] * 12, split=splits).to_csv(path, index=False)
+    write_manifests(card, annotate("folder", tmp_path), tmp_path, tmp_path / "out", progress=False, workers=1)
+    assert not hidden_labels_file(pairs).exists(), "labels of an earlier table"
 
 
 def test_people_in_the_pairs_are_dealt_to_no_other_split(half_labelled, tmp_path):

@@ -26,7 +26,7 @@ from uniego_utils.recipes import PAPER
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors
 from uniego_utils.sources import Sources, load_proxies, proxy_outputs, teacher_targets
 from uniego_utils.students import common_start, proxies_on_view, train
-from uniego_utils.teachers.extraction import prepare_teacher
+from uniego_utils.teachers.extraction import classify_clips, prepare_teacher
 from uniego_utils.teachers.features import write_features
 from uniego_utils.training import read_history, read_metrics
 
@@ -416,6 +416,11 @@ def test_level_two_learns_on_pairs_from_the_committee(with_pairs, tmp_path):
     assert epochs == {"uniego": 2, "self_trained": 2, "merged_ce": 4}
     one, two = (tmp_path / name for name in ("uniego", "merged_ce"))
     assert not equal_weights(one, two)
+
+
+def test_a_teacher_does_not_answer_on_clips_without_its_view(with_pairs, tmp_path):
+    with pytest.raises(ValueError, match="exo_skl watches the exo view, which 'test' has not"):
+        classify_clips(with_pairs, "exo_skl", "test", tmp_path)
 
 
 def test_students_that_need_pairs_are_unknown_without_them(trained, tmp_path):

@@ -40,7 +40,7 @@ class Manifest:
     def labels(self) -> list[int]:
         """Class index of every clip; `UNKNOWN` where it has no label."""
         index = {name: number for number, name in enumerate(self.classes)}
-        return [index.get(name, UNKNOWN) for name in self.rows["label"]]
+        return [UNKNOWN if pd.isna(name) else index[name] for name in self.rows["label"]]
 
     def path(self, row: int, column: str) -> Path:
         """Where the file named in `column` of clip number `row` lies; a clip without one is an error."""

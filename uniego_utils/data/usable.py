@@ -145,9 +145,11 @@ def write_manifests(
     for split in splits:
         rows = usable[usable["split"] == split].drop(columns="split")
         if split == UNLABELLED:
+            hidden = folder / HIDDEN_LABELS.format(split=split)
+            hidden.unlink(missing_ok=True)  # of an earlier table
             if rows["label"].notna().all():
-                _write_csv(folder / HIDDEN_LABELS.format(split=split), rows[["clip_id", "label"]])
-            rows = rows.assign(label=np.nan)
+                _write_csv(hidden, rows[["clip_id", "label"]])
+            rows = rows.assign(label=np.nan, caption=np.nan)  # a caption may name the label
         rows = rows.dropna(axis=1, how="all")
         columns = [*REQUIRED_COLUMNS, *(name for name in rows if name not in REQUIRED_COLUMNS)]
         _write_csv(folder / f"{split}.csv", rows.reindex(columns=columns))

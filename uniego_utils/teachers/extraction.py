@@ -114,9 +114,11 @@ def classify_clips(experiment: Experiment, key: str, split: str, folder: Path) -
         `<split>_top1` in percent and `<split>_nll` in nats.
 
     Raises:
-        ValueError: the teacher has no classifier.
+        ValueError: the teacher has no classifier, or the split lacks the view that it watches.
         FileNotFoundError: it was not fitted yet.
     """
+    if (view := experiment.card.teacher(key).viewpoint) not in experiment.card.views_of(split):
+        raise ValueError(f"{key} watches the {view} view, which {split!r} has not (`ego_only` on the card)")
     job = plan(
         key, experiment.card, experiment.preset, experiment.device, experiment.seed, experiment.weights
     )
