@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from uniego_utils.candidates import Candidates, committee, everyone, selected
+from uniego_utils.candidates import Candidates, committee, everyone, selected, trust_by_loss
 from uniego_utils.data.manifests import UNKNOWN
 from uniego_utils.data.video import WithPairs
 from uniego_utils.objectives import Classification
@@ -25,6 +25,22 @@ def test_the_committee_is_the_mean_of_probabilities():
     for i in range(5):
         slow = sum(z.exp() / z.exp().sum() for z in logits[i]) / 3
         torch.testing.assert_close(committee(logits)[i], slow)
+
+
+def test_whoever_names_labelled_clips_better_has_more_votes():
+    """Shares against a slow softmax; a committee of one trusted member says what that member says."""
+    logits, labels = logits_of(30, 4, 3), torch.arange(30) % 3
+    trust = trust_by_loss(logits, labels, 0.2)
+    losses = [F.cross_entropy(logits[:, r], labels).item() for r in range(4)]
+    slow = torch.tensor([-loss / 0.2 for loss in losses]).exp()
+    torch.testing.assert_close(trust, slow / slow.sum())
+    mixed = committee(logits, trust)
+    slow = sum(share * logits[:, r].softmax(-1) for r, share in enumerate(trust))
+    torch.testing.assert_close(mixed, slow)
+    torch.testing.assert_close(committee(logits, torch.full((4,), 0.25)), committee(logits))
+    alone = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    pairs = Candidates(torch.zeros(30, 4, 2), logits, torch.full((30,), UNKNOWN), trust=alone)
+    assert torch.equal(pairs.answers, logits[:, 1].argmax(-1))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])

@@ -408,7 +408,11 @@ def test_level_two_learns_on_pairs_from_the_committee(with_pairs, tmp_path):
     count = len(labelled.labels)
     assert torch.equal(known.logits[:count], labelled.logits) and (known.labels[count:] < 0).all()
     assert torch.equal(known.answers[:count], labelled.labels)
-    votes = proxy_outputs(with_pairs.proxies.values(), PAIRS)[1].softmax(-1).mean(1).argmax(-1)
+    of_val, labels = proxy_outputs(with_pairs.proxies.values(), "val")[1], with_pairs.manifest("val").labels
+    losses = [torch.nn.functional.cross_entropy(of_val[:, r], torch.tensor(labels)) for r in range(2)]
+    shares = (-torch.stack(losses) / 0.05).softmax(0)
+    probabilities = proxy_outputs(with_pairs.proxies.values(), PAIRS)[1].softmax(-1)
+    votes = sum(share * probabilities[:, r] for r, share in enumerate(shares)).argmax(-1)
     assert torch.equal(known.answers[count:], votes)
     merge(with_pairs, ["merged"])
     train(with_pairs, ["uniego", "self_trained", "merged_ce"], tmp_path)

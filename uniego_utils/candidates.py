@@ -30,11 +30,13 @@ class Candidates:
     held_out: Tensor | None = None  # (N, R, C) logits of proxies that have not seen the clip (notebook 13)
     halves: tuple[tuple[int, ...], ...] = ()  # the clips of each fold of `held_out`
     start_features: Tensor | None = None  # (N, D) of the student at its start
+    trust: Tensor | None = None  # (R,) shares of the committee's votes; None: equal ones
 
     @cached_property
     def answers(self) -> Tensor:
         """(N,) class numbers: the label, and where there is none the committee's most probable class."""
-        return torch.where(self.labels >= 0, self.labels, committee(self.logits).argmax(-1))
+        votes = committee(self.logits, self.trust).argmax(-1)
+        return torch.where(self.labels >= 0, self.labels, votes)
 
 
 def select_proxies(
@@ -105,9 +107,21 @@ def top_of_each(
     return selected
 
 
-def committee(logits: Tensor) -> Tensor:
-    """The proxies' mean probabilities: (N, R, C) -> (N, C)."""
-    return logits.softmax(-1).mean(1)
+def committee(logits: Tensor, trust: Tensor | None = None) -> Tensor:
+    """The proxies' mean probabilities, weighted by `trust` (R,) where it is given: (N, R, C) -> (N, C)."""
+    probabilities = logits.softmax(-1)
+    return probabilities.mean(1) if trust is None else torch.einsum("nrc,r->nc", probabilities, trust)
+
+
+def trust_by_loss(logits: Tensor, labels: Tensor, tau: float) -> Tensor:
+    """Shares (R,) of the proxies' votes: softmax of minus each one's cross-entropy, over `tau` nats.
+
+    Not in the paper, which has a label for every clip.
+
+    Args:
+        logits: (N, R, C) on clips that the proxies were not trained on, with `labels` (N,): validation clips.
+    """
+    return (-proxy_cross_entropy(logits, labels).mean(0) / tau).softmax(0)
 
 
 def random_proxies(clips: int, proxies: int, seed: int) -> Tensor:

@@ -65,6 +65,7 @@ class MethodCard:
     beta_logit: float = 1.0
     beta_cls: float = 1.0
     tau: float = 1.0  # temperature of the KL term
+    trust_tau: float = 0.05  # nats; not in the paper, see `candidates.trust_by_loss`
     standardise: bool = False  # teachers' features to zero mean, unit variance per channel of the train split
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from uniego_utils.candidates import Candidates
+from uniego_utils.candidates import Candidates, trust_by_loss
 from uniego_utils.data.manifests import load_hidden_labels
 from uniego_utils.experiment import Experiment
 from uniego_utils.methods import Method
@@ -148,6 +148,11 @@ class Sources:
         splits = ("train", self.pairs) if self.pairs else ("train",)
         outputs = [proxy_outputs(folders.values(), split) for split in splits]
         features, logits = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        trust = None
+        if self.pairs:
+            validation = torch.tensor(experiment.manifest("val").labels)
+            of_validation = proxy_outputs(folders.values(), "val")[1]
+            trust = trust_by_loss(of_validation, validation, experiment.method.trust_tau)
         teachers = experiment.card.teachers
         return Candidates(
             features=features,
@@ -160,4 +165,5 @@ class Sources:
             held_out=self.held_out,
             halves=tuple(map(tuple, self.halves)),
             start_features=self.start_features,
+            trust=trust,
         )
