@@ -57,7 +57,7 @@ EVERYONE = [
     ),
     *("merged_ce", "start_all", "start_spd", "after_soup", "after_arithmetic", "after_ties", "top2", "top3"),
     *("all_proxies", "ego_exo", "features_only", "logits_only", "exo_timesformer", "exo_stgcn"),
-    "self_trained",
+    *("self_trained", "equal_votes", "confident", "by_truth", "more_features"),
 ]
 
 

@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from uniego_utils.candidates import Candidates, committee, everyone, selected, trust_by_loss
+from uniego_utils.candidates import (
+    Candidates,
+    committee,
+    everyone,
+    most_confident,
+    select_proxies,
+    selected,
+    selected_by_truth,
+    selected_with_equal_votes,
+    trust_by_loss,
+)
 from uniego_utils.data.manifests import UNKNOWN
 from uniego_utils.data.video import WithPairs
 from uniego_utils.objectives import Classification
@@ -66,6 +76,24 @@ def test_weights_are_selected_by_label_then_by_consensus():
     assert torch.equal(chosen[:6].sum(1) > 0, right.any(1)) and not (chosen[:6].bool() & ~right).any()
     assert torch.equal(chosen[6:], selected(candidates_of(unlabelled)))
     assert torch.equal(everyone(clips), torch.full((15, 4), 0.25))
+
+
+def test_other_ways_to_select_on_pairs():
+    logits = logits_of(20, 4, 3)
+    truth = torch.arange(20) % 3
+    labels = torch.where(torch.arange(20) < 8, truth, UNKNOWN)
+    trust = torch.tensor([0.7, 0.1, 0.1, 0.1])
+    known = Candidates(torch.zeros(20, 4, 2), logits, labels, trust=trust, read_truth=lambda: truth)
+    assert torch.equal(selected_by_truth(known), select_proxies(logits, truth, 1).float())
+    equal = selected_with_equal_votes(known)
+    votes = torch.where(labels >= 0, labels, logits.softmax(-1).mean(1).argmax(-1))
+    assert torch.equal(equal, select_proxies(logits, votes, 1).float())
+    assert not torch.equal(equal, selected(known))
+    sure = most_confident(known)
+    assert torch.equal(sure[:8], selected(known)[:8])
+    for i in range(8, 20):
+        best = max(range(4), key=lambda r: logits[i, r].softmax(-1).max().item())
+        assert sure[i].tolist() == [float(r == best) for r in range(4)]
 
 
 class Clips:

@@ -4,8 +4,8 @@ A *rule* turns what is known of the proxies (`Candidates`) into weights (N, R): 
 zero for a clip that learns from its label alone. The register `methods.py` names each student's rule.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
@@ -31,6 +31,7 @@ class Candidates:
     halves: tuple[tuple[int, ...], ...] = ()  # the clips of each fold of `held_out`
     start_features: Tensor | None = None  # (N, D) of the student at its start
     trust: Tensor | None = None  # (R,) shares of the committee's votes; None: equal ones
+    read_truth: Callable[[], Tensor] | None = None  # the labels of all clips, for a ceiling
 
     @cached_property
     def answers(self) -> Tensor:
@@ -164,6 +165,23 @@ def selected(candidates: Candidates, k: int = 0) -> Tensor:
     """
     k = k or candidates.k
     return shares(select_proxies(candidates.logits, candidates.answers, k, candidates.ce_ceiling))
+
+
+def selected_with_equal_votes(candidates: Candidates) -> Tensor:
+    """Equation 4, with a committee in which every proxy has the same vote."""
+    return selected(replace(candidates, trust=None))
+
+
+def most_confident(candidates: Candidates) -> Tensor:
+    """Equation 4 where there is a label; elsewhere the surest proxy, whatever it says."""
+    surest = candidates.logits.softmax(-1).amax(-1).argmax(-1)
+    sure = F.one_hot(surest, candidates.logits.shape[1]).float()
+    return torch.where((candidates.labels >= 0)[:, None], selected(candidates), sure)
+
+
+def selected_by_truth(candidates: Candidates) -> Tensor:
+    """Equation 4 with the true labels of all clips: what no selection without them can exceed."""
+    return selected(replace(candidates, labels=candidates.read_truth()))
 
 
 def everyone(candidates: Candidates) -> Tensor:

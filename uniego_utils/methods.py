@@ -162,8 +162,30 @@ METHODS: dict[str, Method] = {
     "top3": _ablation(
         "Top-3", "merged start, three proxies a clip", weights=partial(candidates.selected, k=3)
     ),
+    "equal_votes": _ablation(
+        "SPD, equal votes",
+        "on pairs a committee in which every proxy has the same vote",
+        weights=candidates.selected_with_equal_votes,
+        pairs_only=True,
+    ),
+    "confident": _ablation(
+        "SPD, most confident",
+        "on pairs the surest proxy, whatever it says",
+        weights=candidates.most_confident,
+        pairs_only=True,
+    ),
+    "by_truth": _ablation(
+        "SPD by true labels (ceiling)",
+        "selected by the labels of the pairs, which nobody else reads",
+        weights=candidates.selected_by_truth,
+        pairs_only=True,
+        colour="#AAAAAA",
+    ),
     "features_only": _ablation(
         "SPD, features only", "UNIEGO without the proxies' logits", changes={"beta_logit": 0.0}
+    ),
+    "more_features": _ablation(
+        "SPD, features four times", "UNIEGO with beta_feat times four", changes={"beta_feat": 20.0}
     ),
     "logits_only": _ablation(
         "SPD, logits only", "UNIEGO without the proxies' features", changes={"beta_feat": 0.0}

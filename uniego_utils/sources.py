@@ -166,4 +166,5 @@ class Sources:
             halves=tuple(map(tuple, self.halves)),
             start_features=self.start_features,
             trust=trust,
+            read_truth=lambda: torch.tensor(replace(self, all_labels=True).labels),
         )

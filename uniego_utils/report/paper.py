@@ -21,7 +21,7 @@ NOTHING = "—"  # the paper gives no number
 AFTER_SPD = {"merged": "uniego"} | {METHODS[key].start: key for key in METHODS if key.startswith("after_")}
 OTHER_STARTS = ("soup", "arithmetic", "ties")  # that the paper does not have
 STARTS = {key: after for key, after in AFTER_SPD.items() if key not in OTHER_STARTS}  # of Table 10
-OTHER_STRATEGIES = ("features_only", "logits_only")
+OTHER_STRATEGIES = ("features_only", "logits_only", "equal_votes", "confident", "by_truth")
 LABELS = {
     **{key: f"Proxy {key}" for key in TEACHER_COLOURS},
     "top1": "Top-1",
