@@ -67,9 +67,8 @@ lab: .venv/ready
 notebooks: .venv/ready
 	$(BIN)/python -m uniego_utils.pipeline.ship $(OUTPUTS)/$(DATASET)/notebooks notebooks
 	@mkdir -p docs/figures docs/results
-	cp $(addprefix $(OUTPUTS)/$(DATASET)/,00_data/clip.jpg 01_teacher_extraction/probe.png 10_report/results.png \
-		10_report/before_after.png 10_report/doses.png 06_segmentation/seed0/barcodes.png 07_cka/seed0/cka.png \
-		15_projection/seed0/directions.png) docs/figures
+	cp $(addprefix $(OUTPUTS)/$(DATASET)/,00_data/clip.jpg 01_teacher_extraction/probe.png 10_report/gains.png) \
+		docs/figures
 	cp $(OUTPUTS)/$(DATASET)/10_report/claims.md docs/results/$(DATASET).md
 
 .venv/ready: requirements.txt pyproject.toml
