@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from uniego_utils.analyses.gate import gate_inputs, learn_gate, mixture_loss
 from uniego_utils.analyses.reliability import split_folds
-from uniego_utils.candidates import gate_inputs, learn_gate, mixture_loss
 
 
 def manifest(labels, people):

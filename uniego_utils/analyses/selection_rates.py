@@ -3,7 +3,7 @@
 The selection is `candidates.select_proxies`; `spd.follow_selection` makes it again while UNIEGO learns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -123,3 +123,28 @@ def selection_over_training(
         rows.append({**overall_rates(now, proxies), "changed": changed, "alone": alone})
         before = now
     return pd.DataFrame(rows).rename_axis("epoch")
+
+
+def describe_answers(
+    logits: Mapping[str, Tensor], label: int, classes: Sequence[str], selected: Mapping[str, bool]
+) -> pd.DataFrame:
+    """Each model's answer on one clip, for `figures.plot_verdicts`.
+
+    Args:
+        logits: model -> (C,) of the clip.
+        label: the true class.
+        selected: whether a model teaches on the clip; one that isn't named does not.
+
+    Returns:
+        A row a model: `probability` of the true class, `predicted` class, `right`, `selected`.
+    """
+    answers = {}
+    for name, scores in logits.items():
+        predicted = int(scores.argmax())
+        answers[name] = {
+            "probability": scores.softmax(0)[label].item(),
+            "predicted": classes[predicted],
+            "right": predicted == label,
+            "selected": bool(selected.get(name, False)),
+        }
+    return pd.DataFrame.from_dict(answers, orient="index")
