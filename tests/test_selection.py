@@ -17,6 +17,7 @@ from uniego_utils.analyses.selection_rates import (
 )
 from uniego_utils.candidates import select_proxies
 from uniego_utils.cards import MethodCard
+from uniego_utils.data.manifests import UNKNOWN
 from uniego_utils.objectives import ProxyDistillation, shares
 from uniego_utils.recipes import PAPER, RELEASED
 from uniego_utils.report.paper import paper_table
@@ -135,7 +136,7 @@ def logger_of(recipe, k=1, epochs=2):
     for kind in (ProxyDistillation, SelectionLogger):
         torch.manual_seed(0)
         pair.append(kind(features, logits, weights, labels, MethodCard(), recipe))
-    pair[1].log(epochs, k, recipe.spd_ce_ceiling)
+    pair[1].log(epochs, N, k, recipe.spd_ce_ceiling)
     return *pair, labels
 
 
@@ -164,6 +165,28 @@ def test_logging_changes_no_loss_and_keeps_each_epochs_selection(recipe):
             }
             assert kept["selected"] == ([] if best is None else [best])
             assert kept["better"] == ([best] if best is not None and losses[best] < own else [])
+
+
+def test_clips_without_a_label_are_not_recorded():
+    """Rows behind the labelled clips: the same loss as without the log, and no trace in it."""
+    count = N + 10
+    features, logits = draw(count, R, D, seed=1), 2 * draw(count, R, C, seed=2)
+    answers = torch.arange(count) % 3
+    weights = shares(select_proxies(logits, answers, 1))
+    plain, logger = (
+        kind(features, logits, weights, answers, MethodCard(), PAPER)
+        for kind in (ProxyDistillation, SelectionLogger)
+    )
+    logger.log(1, N, 1, None)
+    rows = torch.tensor([0, 3, N, N + 9])
+    batch = {"rows": rows, "labels": torch.tensor([0, 0, UNKNOWN, UNKNOWN])}
+    live = {"proxy_features": draw(4, R, D), "proxy_logits": 2 * draw(4, R, C)}
+    inputs = draw(4, D, seed=4), draw(4, C, seed=5)
+    assert torch.equal(logger(*inputs, batch | live)["loss"], plain(*inputs, batch | live)["loss"])
+    assert logger.selected.shape == (1, N, R) and logger.views.nonzero().flatten().tolist() == [0, 3]
+    assert torch.equal(
+        logger.selected[0, [0, 3]], select_proxies(live["proxy_logits"][:2], answers[[0, 3]], 1)
+    )
 
 
 def test_the_selection_over_training_counts_changes():
