@@ -14,7 +14,7 @@ from uniego_utils.analyses.pair_curves import choose_rows, train_with
 from uniego_utils.analyses.reliability import cross_fit, split_folds
 from uniego_utils.candidates import everyone
 from uniego_utils.cards import CARDS, from_mapping, load_card, merged
-from uniego_utils.data.manifests import hidden_labels_file
+from uniego_utils.data.manifests import hidden_labels_file, load_hidden_labels
 from uniego_utils.data.video import loader
 from uniego_utils.experiment import Experiment
 from uniego_utils.merging import merge
@@ -24,7 +24,7 @@ from uniego_utils.objectives import ProxyDistillation, TeacherDistillation
 from uniego_utils.proxies import projected_teacher, student_names, train_proxies
 from uniego_utils.recipes import PAPER
 from uniego_utils.runs import digest, is_finished, read_json, read_tensors
-from uniego_utils.sources import Sources, load_proxies, proxy_outputs, teacher_targets
+from uniego_utils.sources import Sources, guess_labels, load_proxies, proxy_outputs, teacher_targets
 from uniego_utils.students import common_start, proxies_on_view, train
 from uniego_utils.teachers.extraction import classify_clips, prepare_teacher
 from uniego_utils.teachers.features import write_features
@@ -313,13 +313,14 @@ def with_pairs(trained, tmp_path_factory):
 
 
 def write_teachers(experiment, seed):
-    """Stored features of the pairs, which are noise."""
-    manifest = experiment.manifest(PAIRS)
-    for number, key in enumerate(TEACHERS):
-        path = experiment.outputs / "01_teacher_extraction" / key / f"{PAIRS}.safetensors"
-        path.unlink(missing_ok=True)
-        noise = torch.Generator().manual_seed(10 * seed + number)
-        write_features(path, torch.randn(len(manifest), 24, generator=noise), manifest, 24, {})
+    """Stored features of the pairs, and of validation clips, which are noise."""
+    for split in (PAIRS, "val"):
+        manifest = experiment.manifest(split)
+        for number, key in enumerate(TEACHERS):
+            path = experiment.outputs / "01_teacher_extraction" / key / f"{split}.safetensors"
+            path.unlink(missing_ok=True)
+            noise = torch.Generator().manual_seed(10 * seed + number)
+            write_features(path, torch.randn(len(manifest), 24, generator=noise), manifest, 24, {})
 
 
 def equal_weights(one, two):
@@ -328,12 +329,12 @@ def equal_weights(one, two):
 
 
 def test_each_has_the_ceiling_where_the_labels_of_pairs_are_known(with_pairs, trained):
-    assert student_names(with_pairs, "each") == [*TEACHERS, EGO, NAIVE, "ceiling"]
+    assert student_names(with_pairs, "each") == [*TEACHERS, EGO, NAIVE, "ceiling", "guessed"]
     assert student_names(trained, "each") == [*TEACHERS, EGO, NAIVE]
     path = hidden_labels_file(with_pairs.manifest(PAIRS))
     kept = path.read_text()
     path.unlink()
-    assert student_names(with_pairs, "each") == [*TEACHERS, EGO, NAIVE]
+    assert student_names(with_pairs, "each") == [*TEACHERS, EGO, NAIVE, "guessed"]
     path.write_text(kept)
 
 
@@ -353,7 +354,8 @@ def test_the_labels_of_pairs_reach_the_ceiling_alone(with_pairs, tmp_path):
     path.write_text(kept)
     before = with_pairs.folder("02_proxy")
     same = {
-        name: equal_weights(before / name, tmp_path / name) for name in [*TEACHERS, EGO, NAIVE, "ceiling"]
+        name: equal_weights(before / name, tmp_path / name)
+        for name in [*TEACHERS, EGO, NAIVE, "ceiling", "guessed"]
     }
     assert same == {name: name != "ceiling" for name in same}
 
@@ -364,7 +366,8 @@ def test_what_teachers_see_of_pairs_reaches_all_but_those_who_learn_from_labels(
     write_teachers(with_pairs, 0)
     before = with_pairs.folder("02_proxy")
     same = {
-        name: equal_weights(before / name, tmp_path / name) for name in [*TEACHERS, EGO, NAIVE, "ceiling"]
+        name: equal_weights(before / name, tmp_path / name)
+        for name in [*TEACHERS, EGO, NAIVE, "ceiling", "guessed"]
     }
     assert same == {name: name in (EGO, "ceiling") for name in same}
 
@@ -420,6 +423,21 @@ def test_level_two_learns_on_pairs_from_the_committee(with_pairs, tmp_path):
     assert epochs == {"uniego": 2, "self_trained": 2, "merged_ce": 4}
     one, two = (tmp_path / name for name in ("uniego", "merged_ce"))
     assert not equal_weights(one, two)
+
+
+def test_labels_are_guessed_by_the_teacher_that_names_validation_clips_best(with_pairs, tmp_path):
+    """Of a teacher whose features are the classes, among one of noise, the guesses are the hidden labels."""
+    truth = load_hidden_labels(with_pairs.manifest(PAIRS))
+    store = tmp_path / "01_teacher_extraction"
+    for key in TEACHERS:
+        for split in ("train", "val", PAIRS):
+            manifest = with_pairs.manifest(split)
+            labels = torch.tensor(truth if split == PAIRS else manifest.labels)
+            noise = torch.randn(len(labels), 24, generator=torch.Generator().manual_seed(len(labels)))
+            features = noise + 9 * torch.nn.functional.one_hot(labels, 24) * (key == TEACHERS[1])
+            write_features(store / key / f"{split}.safetensors", features, manifest, 24, {})
+    shutil.copytree(with_pairs.data, tmp_path / "00_data")
+    assert guess_labels(replace(with_pairs, outputs=tmp_path)) == truth
 
 
 def test_a_teacher_does_not_answer_on_clips_without_its_view(with_pairs, tmp_path):

@@ -20,6 +20,7 @@ START = "start"  # the common start of all students of a seed
 EGO = "ego"
 NAIVE = "naive"
 CEILING = "ceiling"
+TRUE, GUESSED = "true", "guessed"  # labels of the pairs
 EACH = "each"  # of notebook 02: every student of it
 OTHER_COLOUR = "#999999"
 GREY, BLUE, PALE, BLACK = "#666666", "#0077BB", "#F4B183", "#222222"
@@ -38,7 +39,9 @@ class Method:
     sources: tuple[str, ...] = ()  # teachers or proxies to learn from; empty: all
     settings: str = "spd"  # the preset's training settings: start, proxy or spd
     times: int = 1  # as many epochs as the settings say
-    all_labels: bool = False  # is given the labels of the pairs, which nobody else reads: a ceiling
+    pair_labels: str = (
+        ""  # TRUE: is given the labels of the pairs, which nobody else reads; GUESSED: a teacher's
+    )
     pairs_only: bool = False  # has a meaning only where there are pairs without labels
     changes: Mapping[str, float] = field(default_factory=dict)  # of the card's method
     controls: tuple[str, ...] = ()  # students without which a comparison means little
@@ -47,7 +50,7 @@ class Method:
     @property
     def on_pairs(self) -> bool:
         """Whether it learns on pairs too, where an experiment has them: cross-entropy alone needs labels."""
-        return self.all_labels or self.objective is not Classification
+        return bool(self.pair_labels) or self.objective is not Classification
 
     def changed(self, card: MethodCard) -> MethodCard:
         """The card's numbers, with this student's changes."""
@@ -81,10 +84,18 @@ METHODS: dict[str, Method] = {
     CEILING: _level_one(
         "All labels (ceiling)",
         "labels alone, those of the pairs too",
-        all_labels=True,
+        pair_labels=TRUE,
         pairs_only=True,
         controls=(EGO,),
         colour="#AAAAAA",
+    ),
+    "guessed": _level_one(
+        "Ego baseline, a teacher's guesses",
+        "labels alone, those of the pairs guessed by the teacher with the best linear probe",
+        pair_labels=GUESSED,
+        pairs_only=True,
+        controls=(EGO,),
+        colour="#AA4499",
     ),
     # Merges of the proxies (Tables 7 and 10); soup, task arithmetic and TIES are not in the paper
     "merged": _merge("Merged proxies", "one learned coefficient a proxy", colour=PALE),

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from uniego_utils.candidates import Candidates, trust_by_loss
 from uniego_utils.data.manifests import load_hidden_labels
 from uniego_utils.experiment import Experiment
-from uniego_utils.methods import Method
+from uniego_utils.methods import GUESSED, TRUE, Method
 from uniego_utils.runs import read_tensors, require_finished
-from uniego_utils.teachers.features import read_features, standardise
+from uniego_utils.teachers.features import fit_probe, read_features, standardise
 
 EVALUATION_BATCH = 64
 Weights = dict[str, Tensor]  # a state dict
@@ -49,6 +49,23 @@ def teacher_targets(experiment: Experiment, keys: Iterable[str], split: str = "t
     return targets
 
 
+def guess_labels(experiment: Experiment) -> list[int]:
+    """Class numbers of the pairs as one teacher names them: whose linear probe is best on validation clips.
+
+    The probes are fitted on the labelled training clips.
+    """
+    labels = {split: experiment.manifest(split).labels for split in ("train", "val")}
+    best, guesses = -1.0, []
+    for key in experiment.card.teachers:
+        seen = {
+            split: teacher_targets(experiment, [key], split)[key] for split in (*labels, experiment.pairs)
+        }
+        probe = fit_probe(seen["train"], labels["train"])
+        if (score := probe.score(seen["val"].numpy(), labels["val"])) > best:
+            best, guesses = score, probe.predict(seen[experiment.pairs].numpy()).tolist()
+    return guesses
+
+
 def proxy_outputs(proxies: Iterable[Path], split: str = "train") -> tuple[Tensor, Tensor]:
     """Stored features (N, R, D) and logits (N, R, C) of R proxies on a scored split, by run folder."""
     each = [load_outputs(folder, split, PROXIES_CURE) for folder in proxies]
@@ -75,7 +92,7 @@ class Sources:
     experiment: Experiment
     k: int = 0  # proxies selected per clip at most; 0: the card's
     with_pairs: bool = True  # False: the train split alone, whatever the experiment has
-    all_labels: bool = False  # the labels of the pairs are read too
+    pair_labels: str = ""  # of the pairs: TRUE, GUESSED or "" for none
     teachers: Mapping[str, Tensor] | None = None  # features (N [+ M], D_r) by key; None: the card's teachers
     proxies: Mapping[str, Path] = field(default_factory=dict)  # run folders by key; empty: the card's proxies
     held_out: Tensor | None = None  # see `Candidates`
@@ -84,12 +101,11 @@ class Sources:
 
     @cached_property
     def labels(self) -> Tensor:
-        """(N [+ M],) class numbers; `UNKNOWN` on pairs, unless all labels are read."""
+        """(N [+ M],) class numbers; `UNKNOWN` on pairs, unless they are given labels."""
         labels = self.experiment.manifest("train").labels
         if not self.pairs:
             return torch.tensor(labels)
-        of_pairs = self.hidden_labels if self.all_labels else self.experiment.manifest(self.pairs).labels
-        return torch.tensor([*labels, *of_pairs])
+        return torch.tensor([*labels, *self.labels_of_pairs])
 
     @property
     def pairs(self) -> str:
@@ -97,15 +113,18 @@ class Sources:
         return self.experiment.pairs if self.with_pairs else ""
 
     def seen_by(self, method: Method) -> "Sources":
-        """The same without pairs for who learns from labels alone; with all labels for who is given them."""
-        if not self.pairs or (method.on_pairs and method.all_labels == self.all_labels):
+        """The same without pairs for who learns from labels alone; with labels for who is given some."""
+        if not self.pairs or (method.on_pairs and method.pair_labels == self.pair_labels):
             return self
-        return replace(self, with_pairs=method.on_pairs, all_labels=method.all_labels)
+        return replace(self, with_pairs=method.on_pairs, pair_labels=method.pair_labels)
 
-    @property
-    def hidden_labels(self) -> list[int]:
-        """The class numbers of the pairs, for ceilings: nothing else may read them."""
-        return load_hidden_labels(self.experiment.manifest(self.pairs))
+    @cached_property
+    def labels_of_pairs(self) -> list[int]:
+        """The class numbers of the pairs: unknown, guessed, or the true ones, which ceilings alone read."""
+        manifest = self.experiment.manifest(self.pairs)
+        if self.pair_labels == TRUE:
+            return load_hidden_labels(manifest)
+        return guess_labels(self.experiment) if self.pair_labels == GUESSED else manifest.labels
 
     def label_smoothing(self, method: Method) -> float:
         """Of the settings that a student is trained with."""
@@ -166,5 +185,5 @@ class Sources:
             halves=tuple(map(tuple, self.halves)),
             start_features=self.start_features,
             trust=trust,
-            read_truth=lambda: torch.tensor(replace(self, all_labels=True).labels),
+            read_truth=lambda: replace(self, pair_labels=TRUE).labels,
         )

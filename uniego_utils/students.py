@@ -59,7 +59,7 @@ def train(
     for key, method in methods.items():
         place = folder or experiment.folder(method.notebook)
         of_proxies = method.sources if issubclass(method.objective, ProxyDistillation) else ()
-        clips = (method.on_pairs, method.all_labels) if sources.pairs else ()
+        clips = (method.on_pairs, method.pair_labels) if sources.pairs else ()
         shared = (place, method.settings, method.times, clips, of_proxies)
         passes.setdefault(shared, {})[key] = method
     for (place, *_), together in passes.items():
@@ -117,8 +117,8 @@ def _train_pass(
 
     chosen = None if rows is None else tuple(rows)
     if on_pairs:
-        hidden = tuple(sources.hidden_labels) if sources.all_labels else ()
-        train_clips = WithPairs(clips["train"], clips[sources.pairs], hidden, chosen)
+        given = tuple(sources.labels_of_pairs) if sources.pair_labels else ()
+        train_clips = WithPairs(clips["train"], clips[sources.pairs], given, chosen)
     else:
         of_train = None if chosen is None else tuple(row for row in chosen if row < len(clips["train"]))
         train_clips = clips["train"] if of_train is None else ClipSubset(clips["train"], of_train)
@@ -237,7 +237,7 @@ def describe_training(
         described["rows"] = digest(list(rows))
     if sources is not None and sources.pairs:
         described["pairs"] = experiment.manifest(sources.pairs).digest
-        if sources.all_labels:
+        if sources.pair_labels:
             described["labels"] = digest(sources.labels.tolist())
     return described
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from uniego_utils.experiment import Experiment
 from uniego_utils.merging import merge
-from uniego_utils.methods import EGO, NAIVE, START
+from uniego_utils.methods import EGO, NAIVE, START, TRUE
 from uniego_utils.runs import is_finished
 from uniego_utils.sources import Sources
 from uniego_utils.students import common_start, train
@@ -63,7 +63,7 @@ def train_with(experiment: Experiment, folder: Path, labels: int, pairs: int) ->
     available = len(experiment.manifest(experiment.pairs)) if experiment.pairs else 0
     all_labels = bool(pairs) and labels == len(of_train) + available
     whole = not all_labels and (labels, pairs) == (len(of_train), available)
-    changes = {"all_labels": all_labels}
+    changes = {"pair_labels": TRUE if all_labels else ""}
     rows = starts = None
     if not (whole or all_labels):
         rows = choose_rows(of_train, available, labels, pairs, experiment.seed)

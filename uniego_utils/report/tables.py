@@ -17,7 +17,7 @@ from uniego_utils.sources import load_outputs
 from uniego_utils.training import read_metrics
 
 STUDIES = ("12_ablation", "13_reliability")
-SHORT = ("ego_longer", "self_trained", "naive_longer", "best", "uniego", CEILING)
+SHORT = ("ego_longer", "self_trained", "naive_longer", "best", "uniego", "guessed", CEILING)
 
 
 def collect(

@@ -2,6 +2,7 @@
 
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,6 +10,9 @@ from torch import Tensor
 from uniego_utils.data.manifests import Manifest
 from uniego_utils.data.tables import list_some
 from uniego_utils.runs import FEATURE_PACKAGES, read_notes, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 
 def check_features(features: Tensor, clip_ids: list[str], width: int, where: str) -> None:
@@ -86,6 +90,15 @@ def standardise(features: Tensor) -> Tensor:
     return (centred / centred.std(0, correction=0).clamp(min=1e-6)).to(features.dtype)
 
 
+def fit_probe(features: Tensor, labels: list[int]) -> "Pipeline":
+    """A logistic regression of the labels (N,) on frozen features (N, D)."""
+    from sklearn.linear_model import LogisticRegression  # late: it takes seconds to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features.numpy(), labels)
+
+
 def linear_probe(
     features: Tensor,
     labels: list[int],
@@ -97,13 +110,8 @@ def linear_probe(
 
     It is fitted on at most `max_clips`, evenly taken: more cost hours and move it little.
     """
-    from sklearn.linear_model import LogisticRegression  # late: it takes seconds to import
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     step = -(-len(labels) // max_clips)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-    probe.fit(features[::step].numpy(), labels[::step])
+    probe = fit_probe(features[::step], labels[::step])
     return 100 * float(probe.score(test_features.numpy(), test_labels))
 
 
