@@ -52,7 +52,7 @@ def train_with(experiment: Experiment, folder: Path, labels: int, pairs: int) ->
         folder: holds the run folders of everything trained here.
         labels: labelled clips; with as many as the train split and the pairs have together, every student is
             given all labels.
-        pairs: pairs without labels; 0 for the paper's protocol, whose Level I must be finished.
+        pairs: pairs without labels; 0 for the paper's protocol, with half as many steps.
 
     Returns:
         Method of `COMPARED` -> its run folder.
