@@ -25,6 +25,7 @@ GIVEN |= {
     "backbone": "",
     "recipe": "",
     "weights": "",
+    "pairs": "card",
     "k": 0,
     "methods": [],
     "window_s": 0.5,
@@ -46,12 +47,20 @@ def test_an_experiment_has_the_cards_numbers():
         assert getattr(experiment.method, name) == value
 
 
+def test_pairs_are_the_cards_where_it_names_some():
+    assert opened().pairs == opened(pairs="unlabelled").pairs == "unlabelled"
+    assert opened(pairs="").pairs == ""
+    assert opened(dataset="assembly101", preset="").pairs == ""
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (dict(dataset="mocpa"), "unknown dataset 'mocpa'.*mocap"),
         (dict(preset="huge"), f"unknown preset 'huge'.*{PRESET}"),
         (dict(recipe="mine"), "unknown recipe 'mine'.*paper, released"),
+        (dict(pairs="pool"), "unknown pairs 'pool' for mocap; choose .*labels alone.*'unlabelled'"),
+        (dict(dataset="assembly101", preset="", pairs="unlabelled"), "the card names no split of pairs"),
     ],
 )
 def test_unknown_choices_list_the_valid_ones(changed, message):
