@@ -5,6 +5,7 @@ import statistics
 
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from uniego_utils.report.tables import (
@@ -20,10 +21,13 @@ from uniego_utils.report.tables import (
     paired_differences,
     results_table,
     selection_shares,
+    short_list,
     summarise,
     text_table,
+    without_clips,
 )
-from uniego_utils.runs import finish_run
+from uniego_utils.runs import finish_run, write_tensors
+from uniego_utils.training import score
 
 TOP1 = {"uniego": [61.0, 58.5, 64.0], "ego": [55.0, 59.0, 57.5], "naive": [60.0, 58.0, 61.5]}  # seeds 0, 1, 2
 LABELS = {"uniego": "UNIEGO", "ego": "Ego baseline", "naive": "Naive"}
@@ -70,6 +74,32 @@ def test_collect_lists_all_missing_runs_and_the_cure(folders, tmp_path):
     assert "8 runs are missing" in message and "run notebooks 02 to 04" in message
     assert [str(path) for path in missing if str(path) not in message] == []
     assert str(folders["uniego"][0]) not in message
+
+
+def test_single_clips_add_up_to_the_scores_of_their_run(tmp_path):
+    """What `collect` says of clips comes from each run's own outputs, and is not written with the scores."""
+    labels, folders = [0, 2, 1, 1], {}
+    for number, method in enumerate(("uniego", "ego")):
+        folder = tmp_path / method
+        logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(number))
+        write_tensors(folder / "outputs.safetensors", {"test_logits": logits, "test_features": logits})
+        finish_run(folder, {f"test_{k}": v for k, v in score(logits, torch.tensor(labels)).items()})
+        folders[method] = {0: folder}
+    table = collect(folders, labels)
+    for row in table.itertuples():
+        assert row.test_top1_clips.mean() == pytest.approx(row.test_top1, rel=1e-5)
+        assert row.test_nll_clips.mean() == pytest.approx(row.test_nll, rel=1e-5)
+    assert list(without_clips(table)) == list(collect(folders))
+    with pytest.raises(ValueError, match="5 labels: finite ones of equal clips"):
+        collect(folders, [*labels, 0])
+
+
+def test_the_short_list_has_its_order_and_what_was_run():
+    names = ["ceiling", "merged", "uniego", "ego_longer"]
+    table = pd.DataFrame([{"method": name, "seed": seed} for name in names for seed in (0, 1)])
+    short = short_list(table)
+    assert short["method"].tolist() == ["ego_longer"] * 2 + ["uniego"] * 2 + ["ceiling"] * 2
+    assert short["seed"].tolist() == [0, 1] * 3
 
 
 def test_the_interval_is_students():
