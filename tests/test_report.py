@@ -82,7 +82,9 @@ def test_single_clips_add_up_to_the_scores_of_their_run(tmp_path):
     for number, method in enumerate(("uniego", "ego")):
         folder = tmp_path / method
         logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(number))
-        write_tensors(folder / "outputs.safetensors", {"test_logits": logits, "test_features": logits})
+        write_tensors(
+            folder / "outputs.safetensors", {"test_logits": logits, "test_features": logits.clone()}
+        )
         finish_run(folder, {f"test_{k}": v for k, v in score(logits, torch.tensor(labels)).items()})
         folders[method] = {0: folder}
     table = collect(folders, labels)
