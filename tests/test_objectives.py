@@ -133,7 +133,7 @@ class OftenDropped(DroppedProxies):
 def selective(method=METHOD, recipe=PAPER, selected=SELECTED, kind=ProxyDistillation, **changed):
     features, logits = proxies()
     torch.manual_seed(0)  # the projection, where the recipe has one
-    arguments = dict(features=features, logits=logits, weights=shares(selected), labels=LABELS) | changed
+    arguments = dict(features=features, logits=logits, weights=shares(selected), answers=LABELS) | changed
     return kind(**arguments, method=method, recipe=recipe)
 
 
@@ -244,10 +244,10 @@ def test_selective_gradients_never_reach_the_proxies():
         dict(features=torch.ones(N - 1, R, D)),
         dict(weights=shares(SELECTED[:, :2])),
         dict(weights=shares(SELECTED[:-1])),
-        dict(labels=LABELS[:1]),
-        dict(labels=LABELS[:-1]),
+        dict(answers=LABELS[:1]),
+        dict(answers=LABELS[:-1]),
     ],
-    ids=["proxies", "clips", "weights' proxies", "weights' clips", "one label", "fewer labels"],
+    ids=["proxies", "clips", "weights' proxies", "weights' clips", "one answer", "fewer answers"],
 )
 def test_selective_distillation_refuses_what_does_not_belong_together(changed):
     with pytest.raises(ValueError, match="same clips"):
