@@ -80,9 +80,10 @@ def executed(notebook, reader):
 def needed_by(notebook):
     """What a notebook waits for: of its regime where that is run, and all for the report."""
     needed = [each for each in NOTEBOOKS if each.name in notebook.needs]
-    regimes = {each.name: {other.regime for other in needed if other.name == each.name} for each in needed}
-    mine = {name: notebook.regime if notebook.regime in of_it else USUAL for name, of_it in regimes.items()}
-    return [each for each in needed if notebook.name == REPORT.name or each.regime == mine[each.name]]
+    if notebook.name == REPORT.name:
+        return needed
+    alike = {each.name for each in needed if each.regime == notebook.regime}
+    return [each for each in needed if each.regime == (notebook.regime if each.name in alike else USUAL)]
 
 
 wildcard_constraints:

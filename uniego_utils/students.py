@@ -115,13 +115,14 @@ def _train_pass(
         logits = predict(model, batches, experiment.device, config.bf16)["logits"]
         return {f"val_{name}": value for name, value in score(logits, val_labels).items()}
 
-    chosen = None if rows is None else tuple(rows)
+    train_clips = clips["train"]
     if on_pairs:
         given = tuple(sources.labels_of_pairs) if sources.pair_labels else ()
-        train_clips = WithPairs(clips["train"], clips[sources.pairs], given, chosen)
-    else:
-        of_train = None if chosen is None else tuple(row for row in chosen if row < len(clips["train"]))
-        train_clips = clips["train"] if of_train is None else ClipSubset(clips["train"], of_train)
+        train_clips = WithPairs(
+            train_clips, clips[sources.pairs], given, None if rows is None else tuple(rows)
+        )
+    elif rows is not None:
+        train_clips = ClipSubset(train_clips, tuple(row for row in rows if row < len(train_clips)))
     teach = None
     if of_proxies := [key for key in todo if issubclass(methods[key].objective, ProxyDistillation)]:
         if experiment.recipe.spd_live_targets or any(todo[key].objective.needs_live for key in of_proxies):
